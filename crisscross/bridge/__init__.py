@@ -1,0 +1,177 @@
+"""The bridge: the memory of any library's array as a NumPy array, and back, without a copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from crisscross.bridge import native
+from crisscross.bridge.memory import allocate, copy_aligned
+from crisscross.dispatch import (
+    ADAPTERS,
+    Adapter,
+    Description,
+    ObstacleError,
+    adapter_of,
+    kind_of,
+    library_of,
+)
+from crisscross.errors import CrissCrossError, Fault
+from crisscross.problem import Findings
+
+__all__ = ["allocate", "describe", "from_dlpack", "give_back", "share", "to_dlpack"]
+
+_ANY_ARRAY = "an array of NumPy, CuPy, PyTorch, JAX or any library that speaks DLPack"
+
+
+def describe(findings: Findings, name: str, array: object) -> Description | None:
+    """Describe an argument; report it if it is no array, or its memory cannot be shared."""
+    kind = kind_of(array)
+    description = None if kind is None else adapter_of(kind).describe(array)
+    if description is None:
+        findings.add(name, _ANY_ARRAY, _name_type(array), Fault.TYPE)
+    elif description.obstacle is not None:
+        obstacle = description.obstacle
+        findings.add(name, obstacle.expected, obstacle.got, Fault.MEMORY)
+    return description
+
+
+def _name_type(value: object) -> str:
+    cls = type(value)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__name__}"
+
+
+def share(findings: Findings, name: str, array: Any, adapter: Adapter) -> np.ndarray | None:
+    """View an argument that `describe` let pass; report what its library says if it refuses."""
+    try:
+        return adapter.to_numpy(array)
+    except CrissCrossError:
+        raise
+    except Exception as error:  # libraries raise BufferError, RuntimeError, TypeError, ...
+        got = f"{type(error).__name__}: {error}"
+        findings.add(name, "memory that DLPack can share", got, Fault.MEMORY)
+        return None
+
+
+def give_back(findings: Findings, name: str, array: np.ndarray, adapter: Adapter, like: Any) -> Any:
+    """Hand a NumPy array's memory to a library; report it if the library cannot take it."""
+    try:
+        return adapter.from_numpy(array, like)
+    except ObstacleError as error:
+        findings.add(name, error.obstacle.expected, error.obstacle.got, Fault.MEMORY)
+    except CrissCrossError:
+        raise
+    except Exception as error:  # as above
+        got = f"{type(error).__name__}: {error}"
+        findings.add(name, "memory that DLPack can share", got, Fault.MEMORY)
+    return None
+
+
+def from_dlpack(array: Any, *, copy: bool = False) -> np.ndarray:
+    """View the memory of an array of any library as a NumPy array.
+
+    Parameters
+    ----------
+    array
+        A CPU array of NumPy, PyTorch, JAX or any library with ``__dlpack__``: any shape, any
+        strides, any dtype that NumPy knows, and bfloat16 through ml_dtypes.
+    copy
+        False: share the memory, or raise. True: always return fresh, writable memory.
+
+    Returns
+    -------
+    numpy.ndarray
+        The same memory, shape and strides. Read-only where the owner is immutable (JAX) or
+        read-only itself.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If `array` is no array.
+    BridgeError
+        If its memory cannot be shared: a tensor that requires grad, a tracer, a sharded, sparse
+        or deleted array, memory on another device. The message says what to do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import crisscross
+    >>> x = np.arange(6.0).reshape(2, 3)
+    >>> view = crisscross.from_dlpack(x[:, ::2])
+    >>> view.strides == x[:, ::2].strides and np.shares_memory(view, x)
+    True
+    """
+    findings = Findings("from_dlpack")
+    findings.check_flag("copy", copy)
+    description = describe(findings, "array", array)
+    if description is not None and description.obstacle is None and description.device != "cpu":
+        expected = "memory of the CPU; move the array there first"
+        findings.add("array.device", expected, description.device, Fault.MEMORY)
+    findings.raise_if_any()
+    kind = kind_of(array)
+    assert kind is not None
+    view = share(findings, "array", array, adapter_of(kind))
+    findings.raise_if_any()
+    assert view is not None
+    return copy_aligned(view) if copy else view
+
+
+def to_dlpack(array: np.ndarray, like: Any, *, copy: bool = False) -> Any:
+    """Hand the memory of a NumPy array to another library.
+
+    Parameters
+    ----------
+    array
+        A NumPy array.
+    like
+        The library that shall own the result: "numpy", "torch", "jax", or one of its arrays.
+    copy
+        False: share the memory, or raise. True: hand over a fresh copy, which every library
+        takes (negative strides, read-only and unaligned memory included).
+
+    Returns
+    -------
+    array of the library of `like`
+        On the CPU, over the same memory unless `copy`.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If `array` is no NumPy array, or `like` names no library.
+    BridgeError
+        If the library cannot share this memory: negative strides (PyTorch), read-only memory
+        (PyTorch, which would make it writable, and JAX), memory that is not 64-byte aligned or
+        not compact (JAX, which would copy), 64-bit dtypes while JAX has them switched off.
+    MissingDependencyError
+        If the library is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import crisscross
+    >>> x = np.zeros((2, 3))
+    >>> crisscross.to_dlpack(x, "numpy") is x
+    True
+    """
+    findings = Findings("to_dlpack")
+    findings.check_flag("copy", copy)
+    if native.describe(array) is None:
+        findings.add("array", "a numpy.ndarray", _name_type(array), Fault.TYPE)
+    else:
+        describe(findings, "array", array)
+    kind = like if isinstance(like, str) else kind_of(like)
+    named = [name for name in ADAPTERS if name != "dlpack"]
+    if kind not in ADAPTERS or like == "dlpack":
+        expected = f"one of {', '.join(map(repr, named))}, or an array"
+        got = repr(like) if isinstance(like, str) else _name_type(like)
+        findings.add("like", expected, got, Fault.TYPE)
+    findings.raise_if_any()
+    assert kind is not None
+    if copy:
+        array = copy_aligned(array)
+    example = None if isinstance(like, str) else like
+    library = kind if example is None else library_of(example)
+    result = give_back(findings, f"array (for {library})", array, adapter_of(kind), example)
+    findings.raise_if_any()
+    return result

@@ -1,0 +1,102 @@
+"""bfloat16 through NumPy's DLPack, which knows the bytes but not the dtype.
+
+NumPy refuses to export or import bfloat16. The bytes are those of uint16, so the capsule is made
+(or read) as uint16 and the dtype code in it is rewritten in place. Ownership stays where it was:
+the capsule keeps the deleter of the library that made it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from crisscross.errors import MissingDependencyError
+
+_KDL_UINT, _KDL_BFLOAT = 1, 4
+
+
+class _DLDataType(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
+
+
+class _DLTensor(ctypes.Structure):
+    # Only what lies before the dtype matters here, and its layout has never changed.
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("dtype", _DLDataType),
+    ]
+
+
+class _DLManagedTensorVersioned(ctypes.Structure):
+    _fields_ = [
+        ("version", ctypes.c_uint32 * 2),
+        ("manager_ctx", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("dl_tensor", _DLTensor),
+    ]
+
+
+_get_name = ctypes.pythonapi.PyCapsule_GetName
+_get_name.restype, _get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+_get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_get_pointer.restype, _get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+
+def _dtype_in(capsule: Any) -> _DLDataType:
+    """Return the dtype field inside a DLPack capsule, versioned or not."""
+    name = _get_name(capsule)
+    address = _get_pointer(capsule, name)
+    assert address is not None  # a capsule's pointer is never null
+    if name == b"dltensor_versioned":
+        dtype = _DLManagedTensorVersioned.from_address(address).dl_tensor.dtype
+    else:
+        dtype = _DLTensor.from_address(address).dtype
+    assert isinstance(dtype, _DLDataType)
+    return dtype
+
+
+class Retagged:
+    """An exporter whose 16-bit elements are declared as another 16-bit dtype."""
+
+    def __init__(self, exporter: Any, code: int) -> None:
+        self._exporter = exporter
+        self._code = code
+
+    @classmethod
+    def of_bfloat16(cls, array: np.ndarray) -> Retagged:
+        """Export an ml_dtypes bfloat16 array."""
+        return cls(array.view(np.uint16), _KDL_BFLOAT)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        capsule = self._exporter.__dlpack__(**options)
+        dtype = _dtype_in(capsule)
+        assert dtype.bits == 16 and dtype.lanes == 1
+        dtype.code = self._code
+        return capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        device: tuple[int, int] = self._exporter.__dlpack_device__()
+        return device
+
+
+def import_bfloat16(exporter: Any) -> np.ndarray:
+    """View the bfloat16 memory of another library's array as an ml_dtypes array."""
+    return np.from_dlpack(Retagged(exporter, _KDL_UINT)).view(numpy_bfloat16())
+
+
+def numpy_bfloat16() -> np.dtype[Any]:
+    """Return NumPy's bfloat16, which the package ml_dtypes brings."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise MissingDependencyError(
+            "bfloat16 arrays need the package ml_dtypes: pip install ml_dtypes"
+        ) from None
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype

@@ -1,0 +1,72 @@
+"""The adapter for every library without a room of its own that speaks DLPack."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from crisscross.bridge.capsule import Retagged, import_bfloat16
+from crisscross.dispatch import Description, Obstacle, ObstacleError
+from crisscross.problem import ArraySpec
+
+# DLDeviceType of the DLPack header, grouped by the address space the memory lies in.
+_HOST_DEVICES = {1: "kDLCPU", 3: "kDLCUDAHost", 11: "kDLROCMHost"}
+_CUDA_DEVICES = {2: "kDLCUDA", 13: "kDLCUDAManaged"}
+
+
+def describe(array: Any) -> Description | None:
+    try:
+        spec = ArraySpec(tuple(array.shape), _name_dtype(array.dtype))
+    except (AttributeError, TypeError):
+        return None
+    try:
+        device_type, index = array.__dlpack_device__()
+    except Exception as error:  # a library may raise anything for an array without memory
+        got = f"{type(error).__name__}: {error}"
+        return Description(spec, "unknown", Obstacle("memory that DLPack can share", got))
+    return Description(spec, _name_device(int(device_type), index))
+
+
+def _name_dtype(dtype: Any) -> str:
+    # Libraries write "float32", "mylib.float32" or "<dtype: 'float32'>".
+    name = getattr(dtype, "name", None)
+    text = name if isinstance(name, str) else str(dtype)
+    return text.rpartition(".")[2].strip("<>'\" ").rpartition("'")[2]
+
+
+def _name_device(device_type: int, index: int) -> str:
+    if device_type in _HOST_DEVICES:
+        return "cpu"
+    if device_type in _CUDA_DEVICES:
+        return f"cuda:{index}"
+    return f"DLPack device {device_type}:{index}"
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    if _name_dtype(array.dtype) == "bfloat16":
+        return import_bfloat16(array)
+    return np.from_dlpack(array)
+
+
+def from_numpy(array: np.ndarray, like: Any) -> Any:
+    importer = _importer_of(like)
+    exportable = Retagged.of_bfloat16(array) if array.dtype.name == "bfloat16" else array
+    return importer(exportable)
+
+
+def _importer_of(like: Any) -> Callable[[Any], Any]:
+    """Find the library's own `from_dlpack`: in its array namespace, else in its package."""
+    namespace = getattr(like, "__array_namespace__", None)
+    if namespace is not None:
+        importer = getattr(namespace(), "from_dlpack", None)
+        if importer is not None:
+            return importer  # type: ignore[no-any-return]
+    package = type(like).__module__.partition(".")[0]
+    importer = getattr(sys.modules.get(package), "from_dlpack", None)
+    if importer is None:
+        expected = "an array library with a from_dlpack of its own; convert to NumPy first"
+        raise ObstacleError(expected, f"{package}, which has none")
+    return importer  # type: ignore[no-any-return]

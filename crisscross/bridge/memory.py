@@ -1,0 +1,37 @@
+"""Fresh NumPy memory that every library can take over."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+#: JAX shares memory only from this alignment on; it also is a cache line and an AVX-512 vector.
+ALIGNMENT = 64
+
+
+def allocate(shape: tuple[int, ...], dtype: Any, like: np.ndarray | None = None) -> np.ndarray:
+    """Allocate aligned, compact, uninitialised memory.
+
+    The axes lie in memory in the order of `like` (as many axes, any sizes), else in C order.
+    """
+    dtype = np.dtype(dtype)
+    order = list(range(len(shape)))
+    if like is not None:
+        # Python's sort is stable: axes of equal stride (size 1, broadcast) keep their order.
+        order.sort(key=lambda axis: -abs(like.strides[axis]))
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    compact: np.ndarray = (
+        raw[start : start + size].view(dtype).reshape([shape[axis] for axis in order])
+    )
+    return compact.transpose(np.argsort(order))
+
+
+def copy_aligned(array: np.ndarray) -> np.ndarray:
+    """Copy into fresh memory of the same memory format."""
+    copied = allocate(array.shape, array.dtype, like=array)
+    copied[...] = array
+    return copied

@@ -1,0 +1,41 @@
+"""The adapter for NumPy's own arrays: nothing to convert, a few kinds to refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from crisscross.dispatch import Description, Obstacle
+from crisscross.problem import ArraySpec
+
+
+def describe(array: Any) -> Description | None:
+    if not isinstance(array, np.ndarray):
+        return None
+    spec = ArraySpec(array.shape, array.dtype.name)
+    return Description(spec, "cpu", _find_obstacle(array))
+
+
+def _find_obstacle(array: np.ndarray) -> Obstacle | None:
+    if isinstance(array, np.ma.MaskedArray):
+        return Obstacle(
+            "a plain array; pass x.filled(0) and, for keys, key_mask=~mask", "a masked array"
+        )
+    if not array.dtype.isnative:
+        order = "big" if array.dtype.str.startswith(">") else "little"
+        return Obstacle(
+            "native byte order; pass x.astype(x.dtype.newbyteorder('='))",
+            f"{order}-endian {array.dtype.name}",
+        )
+    if array.dtype.hasobject or array.dtype.fields is not None:
+        return Obstacle("a plain numeric dtype", f"dtype {array.dtype}")
+    return None
+
+
+def to_numpy(array: np.ndarray) -> np.ndarray:
+    return array.view(np.ndarray)
+
+
+def from_numpy(array: np.ndarray, _like: Any) -> np.ndarray:
+    return array

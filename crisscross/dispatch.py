@@ -1,0 +1,103 @@
+"""Whose array is this? Recognised by its type, without importing the library it belongs to.
+
+`ADAPTERS` is the one place where a lower room names a higher one: it maps the kind of an array to
+the module that knows that library, imported when the first such array is seen. By then the caller
+has imported the library already.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from crisscross.problem import ArraySpec
+
+#: Kind of array -> module of the adapter.
+ADAPTERS = {
+    "numpy": "crisscross.bridge.native",
+    "torch": "crisscross.torch.adapter",
+    "jax": "crisscross.jax.adapter",
+    "cupy": "crisscross.bridge.foreign",
+    "dlpack": "crisscross.bridge.foreign",
+}
+
+_KINDS_BY_ROOT = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "jax": "jax",
+    "jaxlib": "jax",
+    "cupy": "cupy",
+}
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why an array's memory cannot be shared: what was expected (and what to do), what came."""
+
+    expected: str
+    got: str
+
+
+class ObstacleError(Exception):
+    """Raised by an adapter that cannot take an array as it is; the bridge turns it into ours."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(f"expected {expected}, got {got}")
+        self.obstacle = Obstacle(expected, got)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What can be said of an array without touching its memory."""
+
+    spec: ArraySpec
+    device: str
+    obstacle: Obstacle | None = None
+
+
+class Adapter(Protocol):
+    """What the room of an array library provides; a module with these three functions."""
+
+    def describe(self, array: Any) -> Description | None:
+        """Describe `array`, or return None if it is no array of this library."""
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """View the memory of `array`, which `describe` found without obstacle."""
+
+    def from_numpy(self, array: np.ndarray, like: Any, /) -> Any:
+        """Hand the memory of `array` to the library; `like` is one of its arrays, or None.
+
+        Raises
+        ------
+        ObstacleError
+            If the library cannot take the array as it is.
+        """
+
+
+def kind_of(array: object) -> str | None:
+    """Return the kind of an array (a key of `ADAPTERS`), or None for anything else."""
+    cls = type(array)
+    # Subclasses of a library's array live in their author's module, hence the walk.
+    for base in cls.__mro__:
+        kind = _KINDS_BY_ROOT.get(base.__module__.partition(".")[0])
+        if kind is not None:
+            return kind
+    return "dlpack" if hasattr(cls, "__dlpack__") and hasattr(cls, "__dlpack_device__") else None
+
+
+def adapter_of(kind: str) -> Adapter:
+    """Return the adapter for a kind of array, imported on first use."""
+    module = sys.modules.get(ADAPTERS[kind]) or import_module(ADAPTERS[kind])
+    return cast(Adapter, module)
+
+
+def library_of(array: object) -> str:
+    """Name the library an array belongs to, as its users import it."""
+    kind = kind_of(array)
+    if kind is None or kind == "dlpack":
+        return type(array).__module__.partition(".")[0]
+    return kind

@@ -1,0 +1,72 @@
+"""JAX arrays as read-only NumPy arrays, and fresh NumPy memory as JAX arrays, without a copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crisscross.bridge.capsule import Retagged
+from crisscross.bridge.memory import ALIGNMENT
+from crisscross.dispatch import Description, Obstacle, ObstacleError
+from crisscross.problem import ArraySpec
+
+
+def describe(array: Any) -> Description | None:
+    if not isinstance(array, jax.Array):
+        return None
+    spec = ArraySpec(tuple(array.shape), str(array.dtype))
+    # A tracer passes for an array in every way until its memory is asked for: look here first.
+    if isinstance(array, jax.core.Tracer):
+        expected = (
+            "a concrete array: jit, grad and vmap are not supported yet; call outside of them"
+        )
+        return Description(spec, "unknown", Obstacle(expected, f"a tracer, {array.aval}"))
+    if array.is_deleted():
+        return Description(spec, "unknown", Obstacle("a live array", "a deleted array"))
+    devices = sorted(array.devices(), key=lambda device: device.id)
+    if len(devices) != 1:
+        expected = "an array on one device; gather it with jax.device_put(x, jax.devices()[0])"
+        got = f"an array sharded over {len(devices)} devices"
+        return Description(spec, "unknown", Obstacle(expected, got))
+    platform = {"gpu": "cuda"}.get(devices[0].platform, devices[0].platform)
+    return Description(spec, "cpu" if platform == "cpu" else f"{platform}:{devices[0].id}")
+
+
+def to_numpy(array: jax.Array) -> np.ndarray:
+    view = np.asarray(array)
+    view.flags.writeable = False
+    return view
+
+
+def from_numpy(array: np.ndarray, _like: Any) -> jax.Array:
+    if array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
+        raise ObstacleError(
+            "a dtype that JAX keeps; call jax.config.update('jax_enable_x64', True)",
+            f"{array.dtype.name} while 64-bit dtypes are switched off",
+        )
+    if not array.flags.writeable:
+        raise ObstacleError("memory that may be exported, or copy=True", "read-only memory")
+    if not _is_compact(array):
+        raise ObstacleError("compact memory, or copy=True", f"strides {array.strides}")
+    if array.size and array.ctypes.data % ALIGNMENT:
+        raise ObstacleError(
+            f"memory aligned to {ALIGNMENT} bytes, or copy=True", f"address {array.ctypes.data:#x}"
+        )
+    if array.dtype.name == "bfloat16":
+        return jnp.from_dlpack(Retagged.of_bfloat16(array))
+    return jnp.from_dlpack(array)
+
+
+def _is_compact(array: np.ndarray) -> bool:
+    """Tell whether the elements fill one block of memory, in any order of the axes."""
+    expected = array.itemsize
+    for stride, size in sorted(zip(array.strides, array.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True

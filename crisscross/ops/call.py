@@ -1,0 +1,112 @@
+"""One call of a public function: arrays in, problem checked, backend chosen, outputs filled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from crisscross.bridge import allocate, describe, give_back, share
+from crisscross.dispatch import adapter_of, kind_of, library_of
+from crisscross.errors import Fault
+from crisscross.ops.backends import Backend, Choice, check_backend, choose_backend, load_backend
+from crisscross.problem import ArraySpec, Findings
+
+Views = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output to allocate: in the memory format of the input `like`, else in C order."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    like: str | None = None
+
+
+class Call:
+    """One call of `function` on `arrays`; an `optional` array that is None does not take part."""
+
+    def __init__(
+        self,
+        function: str,
+        backend: str | None,
+        arrays: Mapping[str, Any],
+        optional: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.findings = Findings(function)
+        self.backend = backend
+        check_backend(self.findings, backend)
+        given = {name: array for name, array in optional.items() if array is not None}
+        self.arrays = {**arrays, **given}
+        self.specs: dict[str, ArraySpec | None] = {}
+        self.device = "cpu"
+        self._example: Any = None
+        for name, array in self.arrays.items():
+            self._take(name, array)
+
+    def _take(self, name: str, array: Any) -> None:
+        description = describe(self.findings, name, array)
+        self.specs[name] = None if description is None else description.spec
+        if description is None:
+            return
+        if self._example is None:
+            self._example, self._leader = array, name
+            self.device = description.device
+            return
+        library, expected = library_of(array), library_of(self._example)
+        if library != expected:
+            got = f"an array of {library}"
+            self.findings.add(name, f"an array of {expected} like {self._leader}", got, Fault.TYPE)
+        elif description.device != self.device and description.obstacle is None:
+            expected = f"{self.device} like {self._leader}"
+            self.findings.add(f"{name}.device", expected, description.device)
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an array, once the problem has been checked."""
+        spec = self.specs[name]
+        assert spec is not None
+        return spec.shape
+
+    def choose(self) -> Choice:
+        """Choose the backend, once the problem has been checked."""
+        return choose_backend(self.findings.function, self.device, self.backend)
+
+    def fill(
+        self, outputs: Sequence[Output], run: Callable[[Backend, Views], None]
+    ) -> tuple[Any, ...]:
+        """Allocate `outputs`, let `run` fill them, and return them as the caller's arrays.
+
+        `run` gets the chosen backend and the views of all inputs and outputs by name.
+        """
+        choice = self.choose()
+        kind = kind_of(self._example)
+        assert kind is not None  # the problem was checked, so there is an array
+        adapter = adapter_of(kind)
+        views: dict[str, np.ndarray] = {}
+        for name, array in self.arrays.items():
+            view = share(self.findings, name, array, adapter)
+            if view is not None:
+                views[name] = view
+        self.findings.raise_if_any()
+        for output in outputs:
+            like = None if output.like is None else views[output.like]
+            views[output.name] = allocate(output.shape, _numpy_dtype(output, views), like)
+        run(load_backend(choice.backend), views)
+        results = [
+            give_back(self.findings, output.name, views[output.name], adapter, self._example)
+            for output in outputs
+        ]
+        self.findings.raise_if_any()
+        return tuple(results)
+
+
+def _numpy_dtype(output: Output, views: Views) -> np.dtype[Any]:
+    # bfloat16 is no name to NumPy itself, but an input of that dtype carries it along.
+    if output.like is not None and views[output.like].dtype.name == output.dtype:
+        return views[output.like].dtype
+    return np.dtype(output.dtype)

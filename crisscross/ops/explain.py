@@ -1,0 +1,135 @@
+"""Say what would run for a call, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from crisscross.dispatch import library_of
+from crisscross.ops.backends import Choice
+from crisscross.ops.call import Call
+from crisscross.problem import AttentionProblem, attention_problem
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; print it, or read its fields.
+
+    Attributes
+    ----------
+    backend
+        The backend that would run.
+    reason
+        Why that one.
+    refusals
+        Pairs (backend, why not) for the others.
+    algorithm
+        What that backend does for this problem.
+    precision
+        What was asked for and what is delivered.
+    library, device
+        Whose arrays these are, and where.
+    problem
+        The validated problem.
+    """
+
+    backend: str
+    reason: str
+    refusals: tuple[tuple[str, str], ...]
+    algorithm: str
+    precision: str
+    library: str
+    device: str
+    problem: AttentionProblem
+
+    def __str__(self) -> str:
+        problem = self.problem
+        sizes = "x".join(str(size) for size in problem.spatial)
+        axes = ", ".join(str(axis) for axis in problem.axes)
+        lines = [
+            f"{problem.dtype} {sizes}, N = {problem.batch}, heads = {problem.heads}, "
+            f"D_qk = {problem.head_size_qk}, D_v = {problem.head_size_v}, axes {axes}",
+            f"arrays     {self.library}, on {self.device}",
+            f"backend    {self.backend}: {self.reason}",
+            f"algorithm  {self.algorithm}",
+            f"precision  {self.precision}",
+        ]
+        lines += [f"not {name:6} {reason}" for name, reason in self.refusals]
+        return "\n".join(lines)
+
+
+def explain(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: float = 1.0,
+    heads: int = 1,
+    axes: Iterable[int] | None = None,
+    key_mask: Any = None,
+    channel_axis: int = 1,
+    precision: str | None = None,
+    backend: str | None = None,
+) -> Explanation:
+    """Say which backend `criss_cross_attention` would run on these arrays, how, and why.
+
+    Parameters
+    ----------
+    q, k, v, scale, heads, axes, key_mask, channel_axis, precision, backend
+        As in `criss_cross_attention`; nothing is computed.
+
+    Returns
+    -------
+    Explanation
+        Its text is made for printing.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError, BridgeError, BackendError
+        As `criss_cross_attention` would.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import crisscross
+    >>> q = k = v = np.ones((1, 8, 5, 7), np.float32)
+    >>> crisscross.explain(q, k, v).backend
+    'cpu'
+    """
+    call = Call("explain", backend, {"q": q, "k": k, "v": v}, {"key_mask": key_mask})
+    problem = attention_problem(
+        call.findings,
+        call.specs,
+        scale=scale,
+        heads=heads,
+        axes=axes,
+        channel_axis=channel_axis,
+        precision=precision,
+    )
+    choice = call.choose()
+    return Explanation(
+        backend=choice.backend,
+        reason=choice.reason,
+        refusals=choice.refusals,
+        algorithm=_name_algorithm(choice, problem),
+        precision=_name_precision(choice, problem),
+        library=library_of(q),
+        device=call.device,
+        problem=problem,
+    )
+
+
+def _name_algorithm(choice: Choice, problem: AttentionProblem) -> str:
+    if choice.backend == "reference":
+        return "the definition, position by position; slow"
+    merged = "" if len(problem.axes) == 1 else ", merged by log-sum-exp"
+    return f"matmul along strips{merged}; no attention map is kept"
+
+
+def _name_precision(choice: Choice, problem: AttentionProblem) -> str:
+    if choice.backend == "reference":
+        delivered = "float64" if problem.compute_dtype == "float32" else "long double"
+    else:
+        delivered = f"IEEE {problem.compute_dtype}"
+    return f"{problem.precision} asked for, {delivered} delivered"

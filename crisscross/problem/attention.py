@@ -1,0 +1,212 @@
+"""The fused attention problem: one frozen description of what a backend must compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crisscross.errors import Fault
+from crisscross.problem.findings import COMPUTE_DTYPES, ArraySpec, Findings, Shape
+
+
+@dataclass(frozen=True)
+class AttentionProblem:
+    """Attention of every position to a union of strips; sizes may be symbolic.
+
+    Attributes
+    ----------
+    batch, heads, head_size_qk, head_size_v
+        N, heads, D_qk and D_v.
+    spatial
+        The sizes of the d >= 1 spatial axes, *S.
+    axes
+        The spatial axes whose strips make up the neighbourhood, ascending, each once.
+    include_self
+        Whether a position is one of its own keys. It is counted once either way.
+    scale
+        Factor of the energies.
+    channel_axis
+        1 for (N, C, *S), -1 for (N, *S, C).
+    dtype
+        Of q, k, v, out and their gradients: a name of `COMPUTE_DTYPES`.
+    precision
+        The least a backend must deliver: "ieee", "tf32" or "tf32x3".
+    masked
+        Whether a key mask comes with the arrays.
+    """
+
+    batch: Any
+    heads: int
+    head_size_qk: Any
+    head_size_v: Any
+    spatial: Shape
+    axes: tuple[int, ...]
+    include_self: bool
+    scale: float
+    channel_axis: int
+    dtype: str
+    precision: str
+    masked: bool
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype of energies, sums and lse."""
+        return COMPUTE_DTYPES[self.dtype]
+
+    @property
+    def q_shape(self) -> Shape:
+        return self._array_shape(self.heads * self.head_size_qk)
+
+    @property
+    def v_shape(self) -> Shape:
+        return self._array_shape(self.heads * self.head_size_v)
+
+    @property
+    def lse_shape(self) -> Shape:
+        return (self.batch, self.heads, *self.spatial)
+
+    @property
+    def mask_shape(self) -> Shape:
+        return (self.batch, *self.spatial)
+
+    def _array_shape(self, channels: Any) -> Shape:
+        if self.channel_axis == 1:
+            return (self.batch, channels, *self.spatial)
+        return (self.batch, *self.spatial, channels)
+
+
+def split_heads(array: Any, heads: int, channel_axis: int) -> Any:
+    """View (N, C, *S) or (N, *S, C) as (N, heads, *S, D), whatever the strides.
+
+    Writing to the view writes to the array: splitting one axis never needs a copy.
+    """
+    spatial_ndim = array.ndim - 2
+    head_size = array.shape[channel_axis] // heads
+    if channel_axis == 1:
+        split = array.reshape((array.shape[0], heads, head_size, *array.shape[2:]), copy=False)
+        return split.transpose(0, 1, *range(3, 3 + spatial_ndim), 2)
+    split = array.reshape((*array.shape[:-1], heads, head_size), copy=False)
+    return split.transpose(0, spatial_ndim + 1, *range(1, spatial_ndim + 1), spatial_ndim + 2)
+
+
+def attention_problem(
+    findings: Findings,
+    specs: Mapping[str, ArraySpec | None],
+    *,
+    scale: object,
+    heads: object,
+    axes: object,
+    one_axis: bool = False,
+    include_self: object = True,
+    channel_axis: object,
+    precision: object,
+) -> AttentionProblem:
+    """Validate one call of the fused operation and describe it.
+
+    `specs` holds q, k, v and, where they take part, key_mask, out, lse, dout and dlse; a value of
+    None marks an argument that is no array and has been reported already. With `one_axis`,
+    `axes` is the single integer that the caller knows as `axis`.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError, BridgeError
+        With every mismatch in `findings`, those found before included.
+    """
+    scale_ = findings.check_scale(scale)
+    heads_ = findings.check_heads(heads)
+    channel_axis_ = findings.check_channel_axis(channel_axis)
+    precision_ = findings.check_precision(precision)
+    include_self_ = findings.check_flag("include_self", include_self)
+
+    q, v = specs["q"], specs["v"]
+    layout = "(N, *S, C)" if channel_axis_ == -1 else "(N, C, *S)"
+    for name in ("q", "v"):
+        spec = specs[name]
+        if spec is not None and spec.ndim < 3:
+            got = f"{spec.ndim} axes: {spec.shape}"
+            findings.add(f"{name}.shape", f"at least 3 axes, {layout}", got)
+    spatial_ndim = q.ndim - 2 if q is not None and q.ndim >= 3 else None
+
+    if one_axis:
+        axes_ = findings.check_one_axis(axes, spatial_ndim)
+    else:
+        axes_ = findings.check_axes(axes, spatial_ndim)
+
+    _check_dtypes(findings, specs)
+    if spatial_ndim is not None:
+        _check_shapes(findings, specs, heads_, 1 if channel_axis_ is None else channel_axis_)
+    findings.raise_if_any()
+
+    # Nothing was found, so everything is there; the assertions tell the type checker.
+    assert q is not None and v is not None
+    assert heads_ is not None and channel_axis_ is not None and axes_ is not None
+    return AttentionProblem(
+        batch=q.shape[0],
+        heads=heads_,
+        head_size_qk=q.shape[channel_axis_] // heads_,
+        head_size_v=v.shape[channel_axis_] // heads_,
+        spatial=q.shape[2:] if channel_axis_ == 1 else q.shape[1:-1],
+        axes=axes_,
+        include_self=include_self_,
+        scale=scale_,
+        channel_axis=channel_axis_,
+        dtype=q.dtype,
+        precision=precision_,
+        masked="key_mask" in specs,
+    )
+
+
+def _check_dtypes(findings: Findings, specs: Mapping[str, ArraySpec | None]) -> None:
+    q = specs["q"]
+    if "key_mask" in specs:
+        findings.check_dtype("key_mask", specs["key_mask"], "bool", "(True = takes part as a key)")
+    if q is None:
+        return
+    dtype = findings.check_float_dtype("q", q)
+    for name in ("k", "v", "out", "dout"):
+        findings.check_dtype(name, specs.get(name), q.dtype, "like q")
+    if dtype is not None:
+        for name in ("lse", "dlse"):
+            spec = specs.get(name)
+            findings.check_dtype(name, spec, COMPUTE_DTYPES[dtype], f"for {dtype} inputs")
+
+
+def _check_shapes(
+    findings: Findings,
+    specs: Mapping[str, ArraySpec | None],
+    heads: int | None,
+    channel_axis: int,
+) -> None:
+    q, v = specs["q"], specs["v"]
+    assert q is not None
+    spatial = q.shape[2:] if channel_axis == 1 else q.shape[1:-1]
+    free: Shape = ("channels", *spatial) if channel_axis == 1 else (*spatial, "channels")
+
+    findings.check_shape("k", specs["k"], q.shape, "like q")
+    if v is not None and v.ndim >= 3:
+        findings.check_shape("v", v, (q.shape[0], *free), "like q but for the channels")
+    for name in ("q", "v"):
+        spec = specs[name]
+        if heads is not None and spec is not None and spec.ndim >= 3:
+            _check_channels(findings, name, spec, heads, channel_axis)
+    if v is not None:
+        for name in ("out", "dout"):
+            findings.check_shape(name, specs.get(name), v.shape, "like v")
+    lse_shape = (q.shape[0], "heads" if heads is None else heads, *spatial)
+    for name in ("lse", "dlse"):
+        findings.check_shape(name, specs.get(name), lse_shape, "(N, heads, *S)")
+    findings.check_shape("key_mask", specs.get("key_mask"), (q.shape[0], *spatial), "(N, *S)")
+
+
+def _check_channels(
+    findings: Findings, name: str, spec: ArraySpec, heads: int, channel_axis: int
+) -> None:
+    channels = spec.shape[channel_axis]
+    if channels < heads or channels % heads != 0:
+        findings.add(
+            f"{name}.shape[{channel_axis}]",
+            f"a positive multiple of heads = {heads}",
+            str(channels),
+            Fault.VALUE,
+        )

@@ -1,0 +1,181 @@
+"""Collect every mismatch of a call before raising one error."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from crisscross.errors import Fault, Mismatch, raise_mismatches
+
+#: The dtypes of q, k, v, out and their gradients, each with the dtype of energies, sums and lse.
+COMPUTE_DTYPES = {
+    "float16": "float32",
+    "bfloat16": "float32",
+    "float32": "float32",
+    "float64": "float64",
+}
+PRECISIONS = ("ieee", "tf32", "tf32x3")
+
+Shape = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What a problem needs to know of an array: its sizes (possibly symbolic) and its dtype."""
+
+    shape: Shape
+    dtype: str
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+def format_shape(shape: Iterable[Any]) -> str:
+    """Write a shape as Python does, also when a size is symbolic or a name."""
+    sizes = [str(size) for size in shape]
+    return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
+
+
+def describe_value(value: object) -> str:
+    """Say what came: the value where it is short, its type otherwise."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    text = repr(value)
+    return f"{type(value).__name__} {text}" if len(text) <= 40 else type(value).__name__
+
+
+class Findings:
+    """The mismatches of one call to `function`, in the order they were found."""
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+        self.mismatches: list[Mismatch] = []
+
+    def add(self, argument: str, expected: str, got: str, fault: Fault = Fault.VALUE) -> None:
+        self.mismatches.append(Mismatch(argument, expected, got, fault))
+
+    def raise_if_any(self) -> None:
+        raise_mismatches(self.function, self.mismatches)
+
+    # Arrays
+
+    def check_shape(self, name: str, spec: ArraySpec | None, expected: Shape, reason: str) -> None:
+        """Hold `spec` to `expected`; a string in `expected` names a size that is free."""
+        if spec is None:
+            return
+        fits = spec.ndim == len(expected) and all(
+            isinstance(wanted, str) or size == wanted
+            for size, wanted in zip(spec.shape, expected, strict=True)
+        )
+        if not fits:
+            self.add(
+                f"{name}.shape", f"{format_shape(expected)} {reason}", format_shape(spec.shape)
+            )
+
+    def check_dtype(self, name: str, spec: ArraySpec | None, expected: str, reason: str) -> None:
+        if spec is not None and spec.dtype != expected:
+            self.add(f"{name}.dtype", f"{expected} {reason}", spec.dtype, Fault.TYPE)
+
+    def check_float_dtype(self, name: str, spec: ArraySpec) -> str | None:
+        """Return the dtype's name if the library computes in it."""
+        if spec.dtype in COMPUTE_DTYPES:
+            return spec.dtype
+        self.add(f"{name}.dtype", f"one of {', '.join(COMPUTE_DTYPES)}", spec.dtype, Fault.TYPE)
+        return None
+
+    # Options
+
+    def check_real(self, name: str, value: object) -> float:
+        """Return a real number, NaN where it is none and has been reported."""
+        if isinstance(value, bool) or not isinstance(value, Real):
+            self.add(name, "a real number", describe_value(value), Fault.TYPE)
+            return math.nan
+        return float(value)
+
+    def check_scale(self, scale: object) -> float:
+        reported = len(self.mismatches)
+        value = self.check_real("scale", scale)
+        if len(self.mismatches) == reported and not math.isfinite(value):
+            self.add("scale", "a finite number", describe_value(scale))
+        return value
+
+    def check_flag(self, name: str, value: object) -> bool:
+        if not isinstance(value, bool):
+            self.add(name, "True or False", describe_value(value), Fault.TYPE)
+        return bool(value is True)
+
+    def check_integer(self, name: str, value: object) -> int | None:
+        if not isinstance(value, bool):
+            try:
+                return operator.index(value)  # type: ignore[arg-type]
+            except TypeError:
+                pass
+        self.add(name, "an integer", describe_value(value), Fault.TYPE)
+        return None
+
+    def check_heads(self, heads: object) -> int | None:
+        count = self.check_integer("heads", heads)
+        if count is not None and count < 1:
+            self.add("heads", "at least 1", str(count))
+            return None
+        return count
+
+    def check_channel_axis(self, channel_axis: object) -> int | None:
+        axis = self.check_integer("channel_axis", channel_axis)
+        if axis is not None and axis not in (1, -1):
+            self.add("channel_axis", "1 (N, C, *S) or -1 (N, *S, C)", str(axis))
+            return None
+        return axis
+
+    def check_precision(self, precision: object) -> str:
+        if precision is None:
+            return "ieee"
+        if not isinstance(precision, str):
+            self.add(
+                "precision",
+                f"None or one of {PRECISIONS}",
+                describe_value(precision),
+                Fault.TYPE,
+            )
+        elif precision not in PRECISIONS:
+            self.add("precision", f"None or one of {PRECISIONS}", repr(precision))
+        else:
+            return precision
+        return "ieee"
+
+    def check_axes(self, axes: object, spatial_ndim: int | None) -> tuple[int, ...] | None:
+        """Normalise `axes` to ascending spatial indices; None means all of them."""
+        if axes is None:
+            return None if spatial_ndim is None else tuple(range(spatial_ndim))
+        if not isinstance(axes, tuple | list | set | frozenset | range):
+            self.add("axes", "None or a tuple of integers", describe_value(axes), Fault.TYPE)
+            return None
+        if not axes:
+            self.add("axes", "at least one spatial axis", "none: ()")
+            return None
+        found = [self._check_spatial_axis("axes", axis, spatial_ndim) for axis in axes]
+        known = [axis for axis in found if axis is not None]
+        if len(set(known)) < len(known):
+            self.add("axes", "each spatial axis once", describe_value(tuple(axes)))
+            return None
+        return tuple(sorted(known)) if len(known) == len(found) else None
+
+    def check_one_axis(self, axis: object, spatial_ndim: int | None) -> tuple[int, ...] | None:
+        """Normalise `axis`, a single spatial axis."""
+        index = self._check_spatial_axis("axis", axis, spatial_ndim)
+        return None if index is None else (index,)
+
+    def _check_spatial_axis(self, name: str, axis: object, spatial_ndim: int | None) -> int | None:
+        """Return the spatial axis counted from the front; unknown `spatial_ndim` gives None."""
+        index = self.check_integer(name, axis)
+        if index is None or spatial_ndim is None:
+            return None
+        if not -spatial_ndim <= index < spatial_ndim:
+            self.add(name, f"a spatial axis in [{-spatial_ndim}, {spatial_ndim})", str(index))
+            return None
+        return index % spatial_ndim

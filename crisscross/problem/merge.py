@@ -1,0 +1,104 @@
+"""The problem of merging parts of an attention by their log-sum-exp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crisscross.errors import Fault
+from crisscross.problem.findings import (
+    COMPUTE_DTYPES,
+    ArraySpec,
+    Findings,
+    Shape,
+    describe_value,
+)
+
+
+@dataclass(frozen=True)
+class MergeProblem:
+    """`parts` pairs of (out, lse) over the same positions; sizes may be symbolic."""
+
+    parts: int
+    heads: Any
+    channel_axis: int
+    dtype: str
+    out_shape: Shape
+    lse_shape: Shape
+
+    @property
+    def compute_dtype(self) -> str:
+        return COMPUTE_DTYPES[self.dtype]
+
+
+def merge_problem(
+    findings: Findings,
+    specs: Mapping[str, ArraySpec | None],
+    *,
+    outs: object,
+    lses: object,
+    channel_axis: object,
+) -> MergeProblem:
+    """Validate the sequences `outs` and `lses` and describe their merge.
+
+    `specs` holds their parts by the names ``outs[i]`` and ``lses[i]``.
+    """
+    channel_axis_ = findings.check_channel_axis(channel_axis)
+    out_count, lse_count = (
+        _count_parts(findings, "outs", outs),
+        _count_parts(findings, "lses", lses),
+    )
+    if out_count == 0:
+        findings.add("outs", "at least one part", "none")
+    if None not in (out_count, lse_count) and out_count != lse_count:
+        findings.add("lses", f"as many parts as outs: {out_count}", str(lse_count))
+
+    first = specs.get("outs[0]")
+    first_lse = specs.get("lses[0]")
+    if first is not None and first.ndim < 3:
+        got = f"{first.ndim} axes: {first.shape}"
+        findings.add("outs[0].shape", "at least 3 axes, (N, C, *S) or (N, *S, C)", got)
+    elif first is not None:
+        dtype = findings.check_float_dtype("outs[0]", first)
+        for i in range(1, out_count or 0):
+            name = f"outs[{i}]"
+            findings.check_shape(name, specs[name], first.shape, "like outs[0]")
+            findings.check_dtype(name, specs[name], first.dtype, "like outs[0]")
+        axis = 1 if channel_axis_ is None else channel_axis_
+        spatial = first.shape[2:] if axis == 1 else first.shape[1:-1]
+        heads: Any = "heads"
+        if first_lse is not None and first_lse.ndim == first.ndim:
+            heads = first_lse.shape[1]
+            channels = first.shape[axis]
+            if heads < 1 or channels < heads or channels % heads != 0:
+                findings.add(
+                    f"outs[0].shape[{axis}]",
+                    f"a positive multiple of lses[0].shape[1] = {heads} heads",
+                    str(channels),
+                )
+        for i in range(lse_count or 0):
+            name = f"lses[{i}]"
+            shape = (first.shape[0], heads, *spatial)
+            findings.check_shape(name, specs[name], shape, "(N, heads, *S)")
+            if dtype is not None:
+                findings.check_dtype(name, specs[name], COMPUTE_DTYPES[dtype], f"for {dtype} parts")
+    findings.raise_if_any()
+
+    assert first is not None and first_lse is not None
+    assert channel_axis_ is not None and out_count is not None
+    return MergeProblem(
+        parts=out_count,
+        heads=first_lse.shape[1],
+        channel_axis=channel_axis_,
+        dtype=first.dtype,
+        out_shape=first.shape,
+        lse_shape=first_lse.shape,
+    )
+
+
+def _count_parts(findings: Findings, name: str, parts: object) -> int | None:
+    if isinstance(parts, tuple | list):
+        return len(parts)
+    findings.add(name, "a list or tuple of arrays", describe_value(parts), Fault.TYPE)
+    return None

@@ -1,0 +1,66 @@
+"""PyTorch tensors as NumPy arrays and back, without a copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from crisscross.bridge.capsule import numpy_bfloat16
+from crisscross.dispatch import Description, Obstacle, ObstacleError
+from crisscross.problem import ArraySpec
+
+
+def describe(array: Any) -> Description | None:
+    if not isinstance(array, torch.Tensor):
+        return None
+    spec = ArraySpec(tuple(array.shape), str(array.dtype).removeprefix("torch."))
+    device = "cpu" if array.device.type == "cpu" else str(array.device)
+    return Description(spec, device, _find_obstacle(array))
+
+
+def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
+    if isinstance(tensor, torch._subclasses.FakeTensor):
+        return Obstacle("a tensor with memory, outside of tracing", "a FakeTensor")
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return Obstacle("a plain tensor; call outside of torch.func", "a torch.func wrapper")
+    if tensor.layout is not torch.strided:
+        return Obstacle("a strided tensor; call x.to_dense()", f"layout {tensor.layout}")
+    if tensor.device.type == "meta":
+        return Obstacle("a tensor with memory", "a meta tensor")
+    if tensor.is_quantized:
+        return Obstacle("a plain tensor; call x.dequantize()", "a quantized tensor")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return Obstacle(
+            "a tensor outside of autograd, which is not supported yet; call x.detach() (or use "
+            "torch.no_grad()) and the *_backward function",
+            "a tensor that requires grad",
+        )
+    # A lazily conjugated or negated tensor shares memory that holds the other sign.
+    if tensor.is_conj():
+        return Obstacle("a resolved tensor; call x.resolve_conj()", "the conjugate bit set")
+    if tensor.is_neg():
+        return Obstacle("a resolved tensor; call x.resolve_neg()", "the negative bit set")
+    return None
+
+
+def to_numpy(array: torch.Tensor) -> np.ndarray:
+    tensor = array.detach()
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(numpy_bfloat16())
+    view: np.ndarray = tensor.numpy()
+    return view
+
+
+def from_numpy(array: np.ndarray, _like: Any) -> torch.Tensor:
+    if any(stride < 0 for stride in array.strides):
+        # torch.from_dlpack aborts the process on these.
+        raise ObstacleError("strides >= 0, or copy=True", f"strides {array.strides}")
+    if not array.flags.writeable:
+        raise ObstacleError(
+            "writable memory, or copy=True: PyTorch would make it writable", "read-only memory"
+        )
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
