@@ -111,6 +111,8 @@ def _add_shares(
             denergies *= weights
             denergies = _clear(denergies, keyless)
             if excluded is not None:
+                # A NaN in the query's lse or delta is not the excluded key's.
+                np.copyto(weights, 0, where=excluded)
                 np.copyto(denergies, 0, where=excluded)
 
             dv_block += multiply(weights.transpose(0, 2, 1), dout_tile, flipped)

@@ -1,0 +1,75 @@
+"""What holds for every test: reproducible examples, poisoned outputs, and the count of examples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+import crisscross.ops.call
+from crisscross.bridge import allocate
+from tests.support.properties import EXAMPLES, FEWEST_A_LAW, FEWEST_A_RUN
+
+# The fixture that poisons outputs is set up once per test, not per example; that is what it is for.
+settings.register_profile(
+    "seeded",
+    max_examples=FEWEST_A_LAW,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile(
+    "explore", settings.get_profile("seeded"), max_examples=2000, derandomize=False
+)
+settings.load_profile("seeded")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hand backends outputs full of NaN: what they do not write shows."""
+
+    def allocate_poisoned(*args: object, **kwargs: object) -> np.ndarray:
+        array = allocate(*args, **kwargs)  # type: ignore[arg-type]
+        array[...] = np.nan
+        return array
+
+    monkeypatch.setattr(crisscross.ops.call, "allocate", allocate_poisoned)
+
+
+def _runs_everything(config: pytest.Config) -> bool:
+    chosen = config.option.keyword or config.option.markexpr or config.option.collectonly
+    return not chosen and config.args == config.getini("testpaths")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a run that passed with too few examples."""
+    if exitstatus == pytest.ExitCode.OK and _find_shortfalls(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _find_shortfalls(config: pytest.Config) -> list[str]:
+    short = [
+        f"{name}: {count} examples, at least {FEWEST_A_LAW} are asked for"
+        for name, count in EXAMPLES.items()
+        if count < FEWEST_A_LAW
+    ]
+    total = EXAMPLES.total()
+    if _runs_everything(config) and total < FEWEST_A_RUN:
+        short.append(f"{total} examples in all, at least {FEWEST_A_RUN} are asked for")
+    return short
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if not EXAMPLES:
+        return
+    fewest = min(EXAMPLES, key=EXAMPLES.__getitem__)
+    terminalreporter.section("properties")
+    terminalreporter.line(
+        f"{len(EXAMPLES)} laws, {EXAMPLES.total():,} examples; "
+        f"fewest {EXAMPLES[fewest]} ({fewest.rpartition('.')[2]})"
+    )
+    for line in _find_shortfalls(config):
+        terminalreporter.line(f"FAILED {line}", red=True)

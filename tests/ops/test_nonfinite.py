@@ -1,0 +1,151 @@
+"""NaN and infinity reach only those who can see them; masked positions are never read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import crisscross
+from crisscross.problem import split_heads
+from crisscross.testing import attention_cases, attention_problems, make_case
+from tests.support.properties import law
+
+POISONS = st.sampled_from((np.nan, np.inf, -np.inf))
+MASKED = attention_cases(attention_problems(batches=(1, 2), masked=(True,)))
+WHOLE = attention_cases(attention_problems(batches=(1, 2)), energy_peaks=(4.0,))
+AXIAL = attention_cases(attention_problems(batches=(1, 2), axial=True), energy_peaks=(4.0,))
+
+
+def run(case):
+    """out, lse, dq, dk, dv, of one axis where the case leaves self out."""
+    if case.problem.include_self:
+        functions = (
+            crisscross.criss_cross_attention,
+            crisscross.criss_cross_attention_backward,
+        )
+        options = case.options
+    else:
+        functions = (crisscross.axial_attention, crisscross.axial_attention_backward)
+        options = case.axial_options
+    out, lse = functions[0](case.q, case.k, case.v, **options, return_lse=True)
+    gradients = functions[1](case.dout, case.q, case.k, case.v, out, lse, dlse=case.dlse, **options)
+    return dict(zip(("out", "lse", "dq", "dk", "dv"), (out, lse, *gradients), strict=True))
+
+
+def poison_positions(case, name, where, value):
+    """Copy one array of a case with `value` in all channels where (N, *S) is marked."""
+    array = getattr(case, name).copy()
+    channels_last = np.moveaxis(array, case.problem.channel_axis, -1)
+    channels_last[where] = value
+    return array
+
+
+@law(case=MASKED, poison=POISONS)
+def test_masked_keys_are_never_read(case, poison):
+    """Bit for bit the same results, and gradients of exactly zero."""
+    hidden = ~case.key_mask
+    poisoned = {name: poison_positions(case, name, hidden, poison) for name in ("k", "v")}
+    clean, dirty = run(case), run(dataclasses.replace(case, **poisoned))
+    for name, expected in clean.items():
+        np.testing.assert_array_equal(dirty[name], expected, err_msg=name)
+    for name in ("dk", "dv"):
+        at_hidden = np.moveaxis(dirty[name], case.problem.channel_axis, -1)[hidden]
+        assert (at_hidden == 0).all()
+
+
+@law(case=MASKED, poison=POISONS)
+def test_masked_keys_get_no_gradient_even_from_nan(case, poison):
+    everywhere = np.ones(case.problem.mask_shape, bool)
+    poisoned = {"dout": poison_positions(case, "dout", everywhere, poison)}
+    results = run(dataclasses.replace(case, **poisoned))
+    for name in ("dk", "dv"):
+        at_hidden = np.moveaxis(results[name], case.problem.channel_axis, -1)[~case.key_mask]
+        assert (at_hidden == 0).all()
+
+
+@law(case=MASKED, poison=POISONS)
+def test_positions_without_keys_have_no_part(case, poison):
+    """out = 0, lse = -inf, dq = 0, and nothing of their q, dout and dlse reaches the others."""
+    keyless = np.isneginf(run(case)["lse"]).all(axis=1)
+    poisoned = {name: poison_positions(case, name, keyless, poison) for name in ("q", "dout")}
+    if case.dlse is not None:
+        dlse = case.dlse.copy()
+        np.moveaxis(dlse, 1, -1)[keyless] = poison
+        poisoned["dlse"] = dlse
+    clean, dirty = run(case), run(dataclasses.replace(case, **poisoned))
+    for name, expected in clean.items():
+        np.testing.assert_array_equal(dirty[name], expected, err_msg=name)
+    assert (np.moveaxis(dirty["out"], case.problem.channel_axis, -1)[keyless] == 0).all()
+    assert (np.moveaxis(dirty["dq"], case.problem.channel_axis, -1)[keyless] == 0).all()
+
+
+@law(
+    case=WHOLE | AXIAL,
+    name=st.sampled_from(("q", "k", "v", "dout")),
+    poison=POISONS,
+    seed=st.integers(0, 2**16),
+)
+def test_poison_reaches_no_further_than_in_the_oracle(case, name, poison, seed):
+    """Wherever the oracle is finite, so is the backend, and about as large."""
+    rng = np.random.default_rng(seed)
+    where = tuple(rng.integers(size) for size in case.problem.mask_shape)
+    poisoned = dataclasses.replace(case, **{name: poison_positions(case, name, where, poison)})
+    clean, dirty = run(case), run(poisoned)
+    for key, exact in poisoned.exact.items():
+        finite = np.isfinite(exact)
+        actual = dirty[key].astype(np.float64)
+        assert np.isfinite(actual[finite]).all(), key
+        # Positions out of reach keep their value, but for the order of the sums.
+        untouched = finite & (exact == case.exact[key])
+        before = clean[key].astype(np.float64)
+        np.testing.assert_allclose(actual[untouched], before[untouched], 1e-2, 1e-2)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_the_reach_of_one_position(name, poison):
+    """q reaches its own position; k and v those on its row and column, and no others."""
+    case = make_case((5, 6), batch=2, heads=2, head_size_qk=3, head_size_v=4)
+    array = split_heads(getattr(case, name).copy(), 2, 1)
+    array[1, 0, 2, 3] = poison
+    arrays = {"q": case.q, "k": case.k, "v": case.v}
+    arrays[name] = np.moveaxis(array, -1, 2).reshape(getattr(case, name).shape)
+    out = split_heads(crisscross.criss_cross_attention(**arrays, heads=2), 2, 1)
+    clean = split_heads(crisscross.criss_cross_attention(case.q, case.k, case.v, heads=2), 2, 1)
+    reach = np.zeros((2, 2, 5, 6), bool)
+    if name == "q":
+        reach[1, 0, 2, 3] = True
+    else:
+        reach[1, 0, 2, :] = reach[1, 0, :, 3] = True
+    np.testing.assert_array_equal(out[~reach], clean[~reach])
+    # An infinite k may be a key of weight zero; NaN and infinite values always show.
+    if name != "k" or np.isnan(poison):
+        assert not np.isfinite(out[reach]).any()
+    else:
+        assert not np.isfinite(out[reach]).all()
+
+
+def test_infinite_values_stay_infinite():
+    """inf + finite = inf: the strip that leaves self out must not turn it into NaN."""
+    q = k = np.zeros((1, 1, 3, 4))
+    v = np.zeros((1, 1, 3, 4))
+    v[0, 0, 1, 2] = np.inf
+    out = crisscross.criss_cross_attention(q, k, v)
+    assert out[0, 0, 1, 2] == np.inf
+    assert not np.isnan(out).any()
+
+
+def test_a_strip_of_one_without_itself():
+    """H = 1: the column holds no key."""
+    q = k = v = np.ones((1, 2, 1, 5))
+    out, lse = crisscross.axial_attention(q, k, v, axis=0, include_self=False, return_lse=True)
+    assert (out == 0).all()
+    assert np.isneginf(lse).all()
+    dout = np.full_like(v, np.nan)
+    for gradient in crisscross.axial_attention_backward(
+        dout, q, k, v, out, lse, axis=0, include_self=False
+    ):
+        assert (gradient == 0).all()
