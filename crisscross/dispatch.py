@@ -98,6 +98,9 @@ def adapter_of(kind: str) -> Adapter:
 def library_of(array: object) -> str:
     """Name the library an array belongs to, as its users import it."""
     kind = kind_of(array)
-    if kind is None or kind == "dlpack":
-        return type(array).__module__.partition(".")[0]
-    return kind
+    if kind is not None and kind != "dlpack":
+        return kind
+    cls = type(array)
+    # A user's subclass still is an array of the library whose class first spoke DLPack.
+    speaker = next((base for base in reversed(cls.__mro__) if "__dlpack__" in vars(base)), cls)
+    return speaker.__module__.partition(".")[0]

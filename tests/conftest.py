@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -73,3 +78,21 @@ def pytest_terminal_summary(
     )
     for line in _find_shortfalls(config):
         terminalreporter.line(f"FAILED {line}", red=True)
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+    """Run code in a fresh interpreter and return what it prints."""
+
+    def run(code: str, **environment: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

@@ -22,6 +22,8 @@ from crisscross.problem import Findings
 
 __all__ = ["allocate", "describe", "from_dlpack", "give_back", "share", "to_dlpack"]
 
+#: Libraries that `to_dlpack` takes by name; any other needs an array of its own to be found by.
+_NAMED_LIBRARIES = ("numpy", "torch", "jax")
 _ANY_ARRAY = "an array of NumPy, CuPy, PyTorch, JAX or any library that speaks DLPack"
 
 
@@ -161,9 +163,8 @@ def to_dlpack(array: np.ndarray, like: Any, *, copy: bool = False) -> Any:
     else:
         describe(findings, "array", array)
     kind = like if isinstance(like, str) else kind_of(like)
-    named = [name for name in ADAPTERS if name != "dlpack"]
-    if kind not in ADAPTERS or like == "dlpack":
-        expected = f"one of {', '.join(map(repr, named))}, or an array"
+    if kind not in (_NAMED_LIBRARIES if isinstance(like, str) else ADAPTERS):
+        expected = f"one of {', '.join(map(repr, _NAMED_LIBRARIES))}, or an array"
         got = repr(like) if isinstance(like, str) else _name_type(like)
         findings.add("like", expected, got, Fault.TYPE)
     findings.raise_if_any()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from crisscross.bridge.capsule import Retagged, import_bfloat16
-from crisscross.dispatch import Description, Obstacle, ObstacleError
+from crisscross.dispatch import Description, Obstacle, ObstacleError, library_of
 from crisscross.problem import ArraySpec
 
 # DLDeviceType of the DLPack header, grouped by the address space the memory lies in.
@@ -64,7 +64,7 @@ def _importer_of(like: Any) -> Callable[[Any], Any]:
         importer = getattr(namespace(), "from_dlpack", None)
         if importer is not None:
             return importer  # type: ignore[no-any-return]
-    package = type(like).__module__.partition(".")[0]
+    package = library_of(like)
     importer = getattr(sys.modules.get(package), "from_dlpack", None)
     if importer is None:
         expected = "an array library with a from_dlpack of its own; convert to NumPy first"

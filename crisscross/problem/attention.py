@@ -165,7 +165,7 @@ def _check_dtypes(findings: Findings, specs: Mapping[str, ArraySpec | None]) -> 
         return
     dtype = findings.check_float_dtype("q", q)
     for name in ("k", "v", "out", "dout"):
-        findings.check_dtype(name, specs.get(name), q.dtype, "like q")
+        findings.check_same_dtype(name, specs.get(name), dtype, "like q")
     if dtype is not None:
         for name in ("lse", "dlse"):
             spec = specs.get(name)

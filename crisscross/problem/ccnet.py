@@ -59,7 +59,7 @@ def features_problem(
             findings.add(f"{leader}.shape", f"C, H and W of at least 1, {FEATURES}", got)
             fits = False
         for name in features[1:]:
-            findings.check_dtype(name, specs[name], first.dtype, f"like {leader}")
+            findings.check_same_dtype(name, specs[name], dtype, f"like {leader}")
             if fits:
                 findings.check_shape(name, specs[name], first.shape, f"like {leader}")
         for name in maps:

@@ -88,6 +88,15 @@ class Findings:
         self.add(f"{name}.dtype", f"one of {', '.join(COMPUTE_DTYPES)}", spec.dtype, Fault.TYPE)
         return None
 
+    def check_same_dtype(
+        self, name: str, spec: ArraySpec | None, dtype: str | None, reason: str
+    ) -> None:
+        """Hold `spec` to `dtype`, or to any supported one where that of the leader is not."""
+        if dtype is not None:
+            self.check_dtype(name, spec, dtype, reason)
+        elif spec is not None:
+            self.check_float_dtype(name, spec)
+
     # Options
 
     def check_real(self, name: str, value: object) -> float:

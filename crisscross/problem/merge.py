@@ -64,7 +64,7 @@ def merge_problem(
         for i in range(1, out_count or 0):
             name = f"outs[{i}]"
             findings.check_shape(name, specs[name], first.shape, "like outs[0]")
-            findings.check_dtype(name, specs[name], first.dtype, "like outs[0]")
+            findings.check_same_dtype(name, specs[name], dtype, "like outs[0]")
         axis = 1 if channel_axis_ is None else channel_axis_
         spatial = first.shape[2:] if axis == 1 else first.shape[1:-1]
         heads: Any = "heads"

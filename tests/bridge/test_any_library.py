@@ -1,0 +1,164 @@
+"""Arrays of a library that nobody here has heard of: DLPack alone."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import array_api_strict
+import ml_dtypes
+import numpy as np
+import pytest
+
+import crisscross
+from crisscross.bridge.capsule import Retagged
+
+RNG = np.random.default_rng(0)
+Q, K, V = RNG.standard_normal((3, 2, 4, 3, 5))
+
+
+def address(array) -> int:
+    return np.from_dlpack(array).ctypes.data
+
+
+def test_forward_and_backward_in_the_callers_kind():
+    xp = array_api_strict
+    q, k, v = (xp.asarray(x) for x in (Q, K, V))
+    mask = xp.asarray(RNG.random((2, 3, 5)) < 0.7)
+    out, lse = crisscross.criss_cross_attention(q, k, v, key_mask=mask, return_lse=True)
+    assert isinstance(out, type(q)) and isinstance(lse, type(q))
+    plain = {"key_mask": np.from_dlpack(mask)}
+    expected = crisscross.criss_cross_attention(Q, K, V, **plain, return_lse=True)
+    np.testing.assert_array_equal(np.from_dlpack(out), expected[0])
+    gradients = crisscross.criss_cross_attention_backward(v, q, k, v, out, lse, key_mask=mask)
+    plain_gradients = crisscross.criss_cross_attention_backward(V, Q, K, V, *expected, **plain)
+    for actual, wanted in zip(gradients, plain_gradients, strict=True):
+        assert isinstance(actual, type(q))
+        np.testing.assert_array_equal(np.from_dlpack(actual), wanted)
+
+
+def test_zero_copy_both_ways():
+    array = array_api_strict.asarray(Q)
+    view = crisscross.from_dlpack(array)
+    assert view.ctypes.data == address(array)
+    returned = crisscross.to_dlpack(view, array)
+    assert isinstance(returned, type(array))
+    assert address(returned) == address(array)
+
+
+class Box:
+    """An array that is nothing but its DLPack methods; its package has a `from_dlpack`."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.shape, self.dtype = array.shape, f"boxes.{array.dtype.name}"
+
+    def __dlpack__(self, **options):
+        exporter = self.array
+        if exporter.dtype.name == "bfloat16":
+            exporter = Retagged.of_bfloat16(exporter)
+        return exporter.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+@pytest.fixture
+def boxes(monkeypatch):
+    """The package `boxes`, which imports by remembering the exporter."""
+    package = types.ModuleType("boxes")
+    package.from_dlpack = lambda exporter: ("imported", exporter)
+    monkeypatch.setitem(sys.modules, "boxes", package)
+    monkeypatch.setattr(Box, "__module__", "boxes.core")
+    return package
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+def test_a_library_found_by_its_package(boxes, dtype):
+    arrays = [x.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype) for x in (Q, K, V)]
+    verdict, exporter = crisscross.criss_cross_attention(*(Box(x) for x in arrays))
+    assert verdict == "imported"
+    expected = crisscross.criss_cross_attention(*arrays)
+    if dtype == "bfloat16":
+        capsule_reader = Box(np.zeros(1, ml_dtypes.bfloat16))
+        capsule_reader.__class__ = type("Reader", (Box,), {"__dlpack__": exporter.__dlpack__})
+        out = crisscross.from_dlpack(capsule_reader)
+    else:
+        out = np.from_dlpack(exporter)
+    assert out.dtype == expected.dtype
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_bfloat16_shares_memory(boxes):
+    array = Q.astype(ml_dtypes.bfloat16)
+    view = crisscross.from_dlpack(Box(array))
+    assert view.dtype == array.dtype
+    assert view.ctypes.data == array.ctypes.data
+    np.testing.assert_array_equal(view, array)
+
+
+def test_a_library_without_from_dlpack(boxes):
+    del boxes.from_dlpack
+    with pytest.raises(crisscross.BridgeError, match=r"from_dlpack of its own.*got boxes, which"):
+        crisscross.criss_cross_attention(Box(Q), Box(K), Box(V))
+
+
+def test_an_export_that_fails(boxes):
+    class Stubborn(Box):
+        def __dlpack__(self, **_):
+            raise RuntimeError("not today")
+
+    with pytest.raises(crisscross.BridgeError) as caught:
+        crisscross.criss_cross_attention(Box(Q), Stubborn(K), Stubborn(V))
+    assert [m.argument for m in caught.value.mismatches] == ["k", "v"]
+    assert "got RuntimeError: not today" in str(caught.value)
+
+
+def test_a_device_that_fails(boxes):
+    class Lost(Box):
+        def __dlpack_device__(self):
+            raise ValueError("no device")
+
+    with pytest.raises(crisscross.BridgeError, match="q: expected memory that DLPack can share"):
+        crisscross.criss_cross_attention(Lost(Q), Box(K), Box(V))
+
+
+@pytest.mark.parametrize(
+    ("device", "name"), [((2, 3), "cuda:3"), ((13, 0), "cuda:0"), ((8, 1), "DLPack device 8:1")]
+)
+def test_memory_elsewhere(boxes, device, name):
+    class Elsewhere(Box):
+        def __dlpack_device__(self):
+            return device
+
+    with pytest.raises(crisscross.BackendError, match=f"these are on {name}"):
+        crisscross.criss_cross_attention(Elsewhere(Q), Elsewhere(K), Elsewhere(V))
+    with pytest.raises(crisscross.BridgeError, match=rf"array\.device: .*got {name}"):
+        crisscross.from_dlpack(Elsewhere(Q))
+
+
+def test_pinned_memory_is_host_memory(boxes):
+    class Pinned(Box):
+        def __dlpack_device__(self):
+            return (3, 0)
+
+    assert crisscross.explain(Pinned(Q), Pinned(K), Pinned(V)).device == "cpu"
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_numpy_to_numpy(copy):
+    readonly = Q[..., ::-2]
+    readonly.flags.writeable = False
+    view = crisscross.from_dlpack(readonly, copy=copy)
+    np.testing.assert_array_equal(view, readonly)
+    assert np.shares_memory(view, readonly) is not copy
+    assert view.flags.writeable is copy
+
+
+def test_subclasses_keep_their_memory(tmp_path):
+    path = tmp_path / "array.npy"
+    np.save(path, Q)
+    mapped = np.load(path, mmap_mode="r")
+    out = crisscross.criss_cross_attention(mapped, mapped, mapped)
+    assert type(out) is np.ndarray
+    np.testing.assert_array_equal(out, crisscross.criss_cross_attention(Q, Q, Q))

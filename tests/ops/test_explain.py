@@ -1,0 +1,93 @@
+"""`explain` tells what would run, and what runs is what it tells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import crisscross
+import crisscross.ops.call
+from crisscross.ops import backends
+
+Q = np.ones((1, 8, 5, 7), np.float32)
+V = np.ones((1, 16, 5, 7), np.float32)
+
+
+def test_the_text():
+    text = str(crisscross.explain(Q, Q, V, heads=2, precision="tf32"))
+    assert text.splitlines() == [
+        "float32 5x7, N = 1, heads = 2, D_qk = 4, D_v = 8, axes 0, 1",
+        "arrays     numpy, on cpu",
+        "backend    cpu: the first that serves cpu memory",
+        "algorithm  matmul along strips, merged by log-sum-exp; no attention map is kept",
+        "precision  tf32 asked for, IEEE float32 delivered",
+        "not gpu    it serves arrays in CUDA memory, and these are on cpu",
+        "not reference it serves only when asked for by name: backend='reference'",
+    ]
+
+
+def test_a_backend_by_name():
+    explanation = crisscross.explain(Q, Q, V, backend="reference")
+    assert explanation.backend == "reference"
+    assert explanation.reason == "asked for by name"
+    assert dict(explanation.refusals).keys() == {"gpu", "cpu"}
+    assert explanation.precision == "ieee asked for, float64 delivered"
+    wide = crisscross.explain(*(x.astype(float) for x in (Q, Q, V)), backend="reference")
+    assert wide.precision == "ieee asked for, long double delivered"
+
+
+def test_it_refuses_as_the_call_would():
+    with pytest.raises(crisscross.BackendError, match="no backend can serve"):
+        crisscross.explain(Q, Q, V, backend="gpu")
+    with pytest.raises(ValueError, match=r"v\.shape"):
+        crisscross.explain(Q, Q, V[..., 1:])
+
+
+@pytest.mark.parametrize("backend", [None, "cpu", "reference"])
+def test_what_runs_is_what_it_tells(monkeypatch, backend):
+    loaded = []
+    monkeypatch.setattr(
+        crisscross.ops.call,
+        "load_backend",
+        lambda name: loaded.append(name) or backends.load_backend(name),
+    )
+    crisscross.criss_cross_attention(Q, Q, V, backend=backend)
+    assert loaded == [crisscross.explain(Q, Q, V, backend=backend).backend]
+
+
+class DeviceArray:
+    """What an array in CUDA memory shows of itself without being read."""
+
+    __module__ = "cupy"
+    shape, dtype = Q.shape, Q.dtype
+
+    def __dlpack_device__(self):
+        return (2, 0)
+
+    def __dlpack__(self, **_):
+        raise AssertionError("memory was asked for before a backend was found")
+
+
+def test_cuda_arrays_get_a_reason():
+    array = DeviceArray()
+    with pytest.raises(crisscross.BackendError) as caught:
+        crisscross.criss_cross_attention(array, array, array)
+    message = str(caught.value)
+    assert "gpu: this version has no CUDA kernels yet" in message
+    assert "cpu: it serves arrays in CPU memory, and these are on cuda:0" in message
+
+
+def test_arrays_of_two_libraries_are_named():
+    with pytest.raises(
+        TypeError, match=r"k: expected an array of cupy like q, got an array of numpy"
+    ):
+        crisscross.criss_cross_attention(DeviceArray(), Q, Q)
+
+
+def test_arrays_on_two_devices_are_named():
+    class Elsewhere(DeviceArray):
+        def __dlpack_device__(self):
+            return (2, 1)
+
+    with pytest.raises(ValueError, match=r"v\.device: expected cuda:0 like q, got cuda:1"):
+        crisscross.criss_cross_attention(DeviceArray(), DeviceArray(), Elsewhere())
