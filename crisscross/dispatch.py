@@ -52,10 +52,10 @@ class ObstacleError(Exception):
 
 @dataclass(frozen=True)
 class Description:
-    """What can be said of an array without touching its memory."""
+    """What can be said of an array without touching its memory; no device where it has none."""
 
     spec: ArraySpec
-    device: str
+    device: str | None
     obstacle: Obstacle | None = None
 
 

@@ -107,9 +107,10 @@ def from_dlpack(array: Any, *, copy: bool = False) -> np.ndarray:
     findings = Findings("from_dlpack")
     findings.check_flag("copy", copy)
     description = describe(findings, "array", array)
-    if description is not None and description.obstacle is None and description.device != "cpu":
+    device = None if description is None else description.device
+    if device is not None and device != "cpu":
         expected = "memory of the CPU; move the array there first"
-        findings.add("array.device", expected, description.device, Fault.MEMORY)
+        findings.add("array.device", expected, device, Fault.MEMORY)
     findings.raise_if_any()
     kind = kind_of(array)
     assert kind is not None

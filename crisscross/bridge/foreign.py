@@ -26,7 +26,7 @@ def describe(array: Any) -> Description | None:
         device_type, index = array.__dlpack_device__()
     except Exception as error:  # a library may raise anything for an array without memory
         got = f"{type(error).__name__}: {error}"
-        return Description(spec, "unknown", Obstacle("memory that DLPack can share", got))
+        return Description(spec, None, Obstacle("memory that DLPack can share", got))
     return Description(spec, _name_device(int(device_type), index))
 
 

@@ -23,14 +23,14 @@ def describe(array: Any) -> Description | None:
         expected = (
             "a concrete array: jit, grad and vmap are not supported yet; call outside of them"
         )
-        return Description(spec, "unknown", Obstacle(expected, f"a tracer, {array.aval}"))
+        return Description(spec, None, Obstacle(expected, f"a tracer, {array.aval}"))
     if array.is_deleted():
-        return Description(spec, "unknown", Obstacle("a live array", "a deleted array"))
+        return Description(spec, None, Obstacle("a live array", "a deleted array"))
     devices = sorted(array.devices(), key=lambda device: device.id)
     if len(devices) != 1:
         expected = "an array on one device; gather it with jax.device_put(x, jax.devices()[0])"
         got = f"an array sharded over {len(devices)} devices"
-        return Description(spec, "unknown", Obstacle(expected, got))
+        return Description(spec, None, Obstacle(expected, got))
     platform = {"gpu": "cuda"}.get(devices[0].platform, devices[0].platform)
     return Description(spec, "cpu" if platform == "cpu" else f"{platform}:{devices[0].id}")
 

@@ -44,7 +44,7 @@ class Call:
         given = {name: array for name, array in optional.items() if array is not None}
         self.arrays = {**arrays, **given}
         self.specs: dict[str, ArraySpec | None] = {}
-        self.device = "cpu"
+        self._device: str | None = None
         self._example: Any = None
         for name, array in self.arrays.items():
             self._take(name, array)
@@ -56,21 +56,27 @@ class Call:
             return
         if self._example is None:
             self._example, self._leader = array, name
-            self.device = description.device
+            self._device = description.device
             return
         library, expected = library_of(array), library_of(self._example)
         if library != expected:
             got = f"an array of {library}"
             self.findings.add(name, f"an array of {expected} like {self._leader}", got, Fault.TYPE)
-        elif description.device != self.device and description.obstacle is None:
-            expected = f"{self.device} like {self._leader}"
-            self.findings.add(f"{name}.device", expected, description.device)
+        elif None not in (self._device, description.device) and description.device != self._device:
+            expected = f"{self._device} like {self._leader}"
+            self.findings.add(f"{name}.device", expected, str(description.device))
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Return the shape of an array, once the problem has been checked."""
         spec = self.specs[name]
         assert spec is not None
         return spec.shape
+
+    @property
+    def device(self) -> str:
+        """Where the arrays are, once the problem has been checked."""
+        assert self._device is not None
+        return self._device
 
     def choose(self) -> Choice:
         """Choose the backend, once the problem has been checked."""

@@ -1,0 +1,200 @@
+"""The tolerance itself: it lets the plain formula pass and catches what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import crisscross
+from crisscross.problem import COMPUTE_DTYPES
+from crisscross.testing import (
+    LAYOUTS,
+    assert_matches_reference,
+    attention_cases,
+    attention_problems,
+    fill_case,
+    lay_out,
+    make_case,
+    numpy_dtype,
+)
+from crisscross.testing.tolerance import epsilon_of, measure
+from tests.support.properties import law
+
+
+def run(case):
+    out, lse = crisscross.criss_cross_attention(
+        case.q, case.k, case.v, **case.options, return_lse=True
+    )
+    gradients = crisscross.criss_cross_attention_backward(
+        case.dout, case.q, case.k, case.v, out, lse, dlse=case.dlse, **case.options
+    )
+    return dict(zip(("out", "lse", "dq", "dk", "dv"), (out, lse, *gradients), strict=True))
+
+
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+def test_the_bound_is_the_stated_one(dtype):
+    case = make_case((5, 7), dtype=dtype, head_size_qk=8, masked=True)
+    for name, actual in run(case).items():
+        exact = case.exact[name]
+        finite = np.isfinite(exact)
+        ulp = (
+            2.0 ** -{"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}[actual.dtype.name]
+        )
+        errors = [np.abs(base[name].astype(exact.dtype) - exact)[finite] for base in case.baselines]
+        largest_rms = max(np.sqrt((error**2).sum() / exact.size) for error in errors)
+        exact_rms = np.sqrt((exact[finite] ** 2).sum() / exact.size)
+        found = measure(name, actual, exact, [base[name] for base in case.baselines])
+        assert found.passes
+        assert found.rms_bound == pytest.approx(float(2 * largest_rms + ulp * exact_rms))
+        expected = 4 * max(error.max() for error in errors) + 2 * ulp * np.abs(exact[finite]).max()
+        assert found.peak_bound == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+def test_the_bound_is_tight(dtype):
+    """A few units in the last place beyond a correct rounding, and it fails."""
+    case = make_case((9, 11), dtype=dtype, head_size_qk=8, head_size_v=16)
+    units = {"float16": 3, "bfloat16": 3, "float32": 12, "float64": 12}[dtype]
+    ulp = epsilon_of(numpy_dtype(dtype))
+    for name in ("out", "dv"):
+        rounded = case.exact[name].astype(numpy_dtype(dtype))
+        assert_matches_reference(case, **{name: rounded})
+        wrong = (case.exact[name] * (1 + units * ulp)).astype(numpy_dtype(dtype))
+        with pytest.raises(AssertionError, match=f"{name}: FAILS"):
+            assert_matches_reference(case, **{name: wrong})
+
+
+@law(attention_cases(attention_problems()))
+def test_the_correctly_rounded_oracle_passes(case):
+    """out and lse rounded once from the oracle: nothing can be closer."""
+    out = case.exact["out"].astype(case.v.dtype)
+    lse = case.exact["lse"].astype(case.problem.compute_dtype)
+    assert_matches_reference(case, out=out, lse=lse)
+
+
+#: Mistakes that implementations make, each as a change of the problem they solve.
+MISTAKES = {
+    "scale forgotten": lambda case: dataclasses.replace(case.problem, scale=1.0),
+    "scale of another size": lambda case: dataclasses.replace(
+        case.problem, scale=case.problem.scale * 1.1
+    ),
+    "one axis forgotten": lambda case: dataclasses.replace(case.problem, axes=(0,)),
+    "self left out": lambda case: dataclasses.replace(case.problem, include_self=False),
+}
+
+
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_caught(mistake, dtype):
+    case = make_case((4, 5), dtype=dtype, scale=0.5, head_size_qk=5, head_size_v=3)
+    wrong = dataclasses.replace(case, problem=MISTAKES[mistake](case))
+    results = {name: array.astype(run(case)[name].dtype) for name, array in wrong.exact.items()}
+    for name in ("out", "lse", "dq", "dk", "dv"):
+        with pytest.raises(AssertionError, match=f"{name}: FAILS"):
+            assert_matches_reference(case, **{name: results[name]})
+
+
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+def test_self_counted_twice_is_caught(dtype):
+    """What merging two whole strips gives: the mistake of the 3-D form that CCNet published."""
+    case = make_case((4, 5), dtype=dtype)
+    parts = [
+        crisscross.axial_attention(case.q, case.k, case.v, axis=axis, return_lse=True)
+        for axis in (0, 1)
+    ]
+    out, lse = crisscross.merge_attentions(*zip(*parts, strict=True))
+    for results in ({"out": out}, {"lse": lse}):
+        with pytest.raises(AssertionError, match="FAILS"):
+            assert_matches_reference(case, **results)
+
+
+@pytest.mark.parametrize("name", ["out", "lse", "dq", "dk", "dv"])
+def test_nan_fails(name):
+    case = make_case((4, 5))
+    result = run(case)[name]
+    result[0, 0, 1, 2] = np.nan
+    with pytest.raises(AssertionError, match=rf"{name}: FAILS.*\(0, 0, 1, 2\)"):
+        assert_matches_reference(case, **{name: result})
+
+
+def test_one_wrong_element_fails():
+    case = make_case((20, 30), head_size_v=16, dtype="float16")
+    result = run(case)["out"]
+    result[0, 3, 2, 1] += np.float16(0.01)
+    with pytest.raises(AssertionError, match=r"out: FAILS.*at \(0, 3, 2, 1\)"):
+        assert_matches_reference(case, out=result)
+
+
+def test_shape_and_dtype_are_part_of_the_result():
+    case = make_case((4, 5))
+    result = run(case)["out"]
+    with pytest.raises(AssertionError, match=r"out: expected float32 .*, got float64"):
+        assert_matches_reference(case, out=result.astype(float))
+    with pytest.raises(AssertionError, match=r"got float32 \(1, 4, 5, 4\)"):
+        assert_matches_reference(case, out=result.transpose(0, 1, 3, 2))
+    with pytest.raises(TypeError, match="got \\['gradient'\\]"):
+        assert_matches_reference(case, gradient=result)
+
+
+def test_infinities_must_be_met():
+    case = make_case((4, 5), masked=True, key_share=0.0)
+    results = run(case)
+    assert_matches_reference(case, **results)
+    with pytest.raises(AssertionError, match="lse: misses the oracle's infinities"):
+        assert_matches_reference(case, lse=np.nan_to_num(results["lse"], neginf=-1e30))
+    open_case = make_case((4, 5))
+    lse = run(open_case)["lse"]
+    lse[0, 0, 0, 0] = -np.inf
+    with pytest.raises(AssertionError, match="lse: FAILS"):
+        assert_matches_reference(open_case, lse=lse)
+
+
+def test_all_figures_are_told():
+    case = make_case((4, 5), seed=5)
+    results = run(case)
+    results["dv"] = results["dv"] * 2
+    with pytest.raises(AssertionError) as caught:
+        assert_matches_reference(case, **results)
+    lines = str(caught.value).splitlines()
+    assert [line.split(",")[0] for line in lines[:5]] == [
+        "out: ok",
+        "lse: ok",
+        "dq: ok",
+        "dk: ok",
+        "dv: FAILS",
+    ]
+    assert "seed=5" in lines[5]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_keep_the_values(layout):
+    array = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    laid = lay_out(array, layout)
+    np.testing.assert_array_equal(laid, array)
+    assert not np.shares_memory(laid, array)
+    differs = laid.strides != array.strides or laid.ctypes.data % 8 != array.ctypes.data % 8
+    assert differs or layout in ("contiguous", "offset")
+
+
+def test_an_unknown_layout():
+    with pytest.raises(ValueError, match=r"layout: expected one of .* got 'spiral'"):
+        lay_out(np.zeros(3), "spiral")
+
+
+@law(problem=attention_problems(batches=(1, 2)), peak=st.sampled_from((1.0, 30.0, 100.0)))
+def test_energies_reach_their_peak_and_no_further(problem, peak):
+    case = fill_case(problem, energy_peak=peak)
+    energies = []
+    for n in range(problem.batch):
+        q, k = (
+            np.moveaxis(x[n : n + 1].astype(float), problem.channel_axis, 1).reshape(
+                problem.heads, problem.head_size_qk, -1
+            )
+            for x in (case.q, case.k)
+        )
+        energies.append(problem.scale * np.einsum("hdp,hdx->hpx", q, k))
+    largest = max(np.abs(e).max() for e in energies)
+    assert largest <= peak * 1.02
