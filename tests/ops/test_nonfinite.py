@@ -149,3 +149,28 @@ def test_a_strip_of_one_without_itself():
         dout, q, k, v, out, lse, axis=0, include_self=False
     ):
         assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_keys_without_any_weight_are_no_keys(backend):
+    """All energies -inf: out = 0, lse = -inf and zero gradients, whatever v, dout and dlse hold."""
+    q, k = np.ones((1, 2, 3, 4)), np.full((1, 2, 3, 4), -np.inf)
+    v = dout = np.full((1, 5, 3, 4), np.nan)
+    out, lse = crisscross.criss_cross_attention(q, k, v, return_lse=True, backend=backend)
+    assert (out == 0).all()
+    assert np.isneginf(lse).all()
+    dlse = np.full_like(lse, np.nan)
+    for gradient in crisscross.criss_cross_attention_backward(
+        dout, q, k, v, out, lse, dlse=dlse, backend=backend
+    ):
+        assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_merging_ignores_what_a_keyless_part_holds(backend, poison):
+    outs = [np.ones((1, 2, 3)), np.full((1, 2, 3), poison)]
+    lses = [np.zeros((1, 1, 3)), np.full((1, 1, 3), -np.inf)]
+    out, lse = crisscross.merge_attentions(outs, lses, backend=backend)
+    np.testing.assert_array_equal(out, outs[0])
+    np.testing.assert_array_equal(lse, lses[0])

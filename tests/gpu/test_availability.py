@@ -1,0 +1,71 @@
+"""Why there is no CUDA backend here: one honest sentence for each reason."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from crisscross import gpu
+
+
+def install(monkeypatch, found, count=None):
+    monkeypatch.setattr(gpu, "find_cupy", lambda: found)
+
+    def get_device_count():
+        if isinstance(count, Exception):
+            raise count
+        return count
+
+    runtime = types.SimpleNamespace(getDeviceCount=get_device_count)
+    cupy = types.ModuleType("cupy")
+    cupy.cuda = types.SimpleNamespace(runtime=runtime)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+
+ONE = {"cupy-cuda12x": "14.0"}
+
+
+@pytest.mark.parametrize(
+    ("found", "count", "reason"),
+    [
+        ({}, 1, "CuPy is not installed: pip install 'crisscross-attention[cuda12]' (or [cuda13])"),
+        (
+            {**ONE, "cupy-cuda13x": "14.0"},
+            1,
+            "cupy-cuda12x and cupy-cuda13x are both installed and exclude each other: "
+            "uninstall one of them",
+        ),
+        (
+            ONE,
+            RuntimeError("driver too old"),
+            "no usable CUDA driver or device (RuntimeError: driver too old)",
+        ),
+        (ONE, 0, "no CUDA device"),
+        (ONE, 2, None),
+    ],
+    ids=["no cupy", "two cupys", "no driver", "no device", "a device"],
+)
+def test_the_reason(monkeypatch, found, count, reason):
+    install(monkeypatch, found, count)
+    assert gpu.find_device_problem() == reason
+    unavailable = "this version has no CUDA kernels yet"
+    expected = unavailable if reason is None else f"{unavailable}; also, {reason}"
+    assert gpu.find_unavailability() == expected
+
+
+def test_a_cupy_that_does_not_import(monkeypatch):
+    monkeypatch.setattr(gpu, "find_cupy", lambda: ONE)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu.find_device_problem().startswith("no usable CUDA driver or device (ModuleNotFound")
+
+
+def test_distributions_are_found_without_importing_them(monkeypatch):
+    def version(name):
+        if name == "cupy-cuda13x":
+            return "14.1"
+        raise gpu.PackageNotFoundError
+
+    monkeypatch.setattr(gpu, "version", version)
+    assert gpu.find_cupy() == {"cupy-cuda13x": "14.1"}
