@@ -21,6 +21,13 @@ def describe(array: Any) -> Description | None:
 
 
 def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
+    if torch.compiler.is_compiling():
+        # Dynamo would trace on into NumPy, and fail there in words of its own.
+        return Obstacle(
+            "a tensor outside of torch.compile, which is not supported yet; wrap the call with "
+            "torch.compiler.disable",
+            "a tensor being traced",
+        )
     if isinstance(tensor, torch._subclasses.FakeTensor):
         return Obstacle("a tensor with memory, outside of tracing", "a FakeTensor")
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):

@@ -180,6 +180,19 @@ def test_function_transforms():
             transform(lambda y: crisscross.criss_cross_attention(y[None], y[None], y[None]))(x)
 
 
+def test_compile():
+    def call(x):
+        return 2 * crisscross.criss_cross_attention(x, x, x)
+
+    x = draw(1, 4, 3, 5)
+    with pytest.raises(crisscross.BridgeError, match=r"torch\.compiler\.disable, got .* traced"):
+        torch.compile(call, backend="eager")(x)
+
+    outside = torch.compiler.disable(crisscross.criss_cross_attention)
+    compiled = torch.compile(lambda x: 2 * outside(x, x, x), backend="eager")
+    assert torch.equal(compiled(x), call(x))
+
+
 def test_other_objects_of_torch():
     with pytest.raises(TypeError, match=r"q: expected an array .* got torch\.nn\.modules"):
         crisscross.criss_cross_attention(torch.nn.Identity(), draw(1, 4, 3), draw(1, 4, 3))
