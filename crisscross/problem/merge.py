@@ -45,10 +45,8 @@ def merge_problem(
     `specs` holds their parts by the names ``outs[i]`` and ``lses[i]``.
     """
     channel_axis_ = findings.check_channel_axis(channel_axis)
-    out_count, lse_count = (
-        _count_parts(findings, "outs", outs),
-        _count_parts(findings, "lses", lses),
-    )
+    out_count = _count_parts(findings, "outs", outs)
+    lse_count = _count_parts(findings, "lses", lses)
     if out_count == 0:
         findings.add("outs", "at least one part", "none")
     if None not in (out_count, lse_count) and out_count != lse_count:
@@ -61,26 +59,12 @@ def merge_problem(
         findings.add("outs[0].shape", "at least 3 axes, (N, C, *S) or (N, *S, C)", got)
     elif first is not None:
         dtype = findings.check_float_dtype("outs[0]", first)
-        for i in range(1, out_count or 0):
-            name = f"outs[{i}]"
+        for name in (f"outs[{i}]" for i in range(1, out_count or 0)):
             findings.check_shape(name, specs[name], first.shape, "like outs[0]")
             findings.check_same_dtype(name, specs[name], dtype, "like outs[0]")
-        axis = 1 if channel_axis_ is None else channel_axis_
-        spatial = first.shape[2:] if axis == 1 else first.shape[1:-1]
-        heads: Any = "heads"
-        if first_lse is not None and first_lse.ndim == first.ndim:
-            heads = first_lse.shape[1]
-            channels = first.shape[axis]
-            if heads < 1 or channels < heads or channels % heads != 0:
-                findings.add(
-                    f"outs[0].shape[{axis}]",
-                    f"a positive multiple of lses[0].shape[1] = {heads} heads",
-                    str(channels),
-                )
-        for i in range(lse_count or 0):
-            name = f"lses[{i}]"
-            shape = (first.shape[0], heads, *spatial)
-            findings.check_shape(name, specs[name], shape, "(N, heads, *S)")
+        lse_shape = _expect_lse(findings, first, first_lse, channel_axis_ or 1)
+        for name in (f"lses[{i}]" for i in range(lse_count or 0)):
+            findings.check_shape(name, specs[name], lse_shape, "(N, heads, *S)")
             if dtype is not None:
                 findings.check_dtype(name, specs[name], COMPUTE_DTYPES[dtype], f"for {dtype} parts")
     findings.raise_if_any()
@@ -95,6 +79,24 @@ def merge_problem(
         out_shape=first.shape,
         lse_shape=first_lse.shape,
     )
+
+
+def _expect_lse(
+    findings: Findings, out: ArraySpec, lse: ArraySpec | None, channel_axis: int
+) -> Shape:
+    """Return the shape that every lse must have; the first one tells the number of heads."""
+    heads: Any = "heads"
+    if lse is not None and lse.ndim == out.ndim:
+        heads = lse.shape[1]
+        channels = out.shape[channel_axis]
+        if heads < 1 or channels < heads or channels % heads != 0:
+            findings.add(
+                f"outs[0].shape[{channel_axis}]",
+                f"a positive multiple of lses[0].shape[1] = {heads} heads",
+                str(channels),
+            )
+    spatial = out.shape[2:] if channel_axis == 1 else out.shape[1:-1]
+    return (out.shape[0], heads, *spatial)
 
 
 def _count_parts(findings: Findings, name: str, parts: object) -> int | None:

@@ -9,9 +9,13 @@ import array_api_strict
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import crisscross
 from crisscross.bridge.capsule import Retagged
+from crisscross.problem import COMPUTE_DTYPES
+from crisscross.testing import LAYOUTS, lay_out, numpy_dtype
+from tests.support.properties import law
 
 RNG = np.random.default_rng(0)
 Q, K, V = RNG.standard_normal((3, 2, 4, 3, 5))
@@ -143,6 +147,27 @@ def test_pinned_memory_is_host_memory(boxes):
             return (3, 0)
 
     assert crisscross.explain(Pinned(Q), Pinned(K), Pinned(V)).device == "cpu"
+
+
+@law(
+    shape=st.lists(st.sampled_from((1, 2, 3, 5)), min_size=2, max_size=4),
+    dtype=st.sampled_from(tuple(COMPUTE_DTYPES)),
+    layout=st.sampled_from(LAYOUTS),
+)
+def test_any_memory_there_and_back(shape, dtype, layout):
+    """Same address, strides and values; and where a copy is asked for, the values alone."""
+    values = np.arange(np.prod(shape)).reshape(shape).astype(numpy_dtype(dtype))
+    array = lay_out(values, layout)
+    view = crisscross.from_dlpack(array)
+    again = crisscross.to_dlpack(view, "numpy")
+    for shared in (view, again):
+        assert shared.ctypes.data == array.ctypes.data
+        assert (shared.strides, shared.dtype) == (array.strides, array.dtype)
+    for library in ("numpy", "torch"):
+        copied = crisscross.to_dlpack(array, library, copy=True)
+        back = crisscross.from_dlpack(copied)
+        assert not np.shares_memory(back, array)
+        np.testing.assert_array_equal(back, values)
 
 
 @pytest.mark.parametrize("copy", [False, True])

@@ -8,6 +8,8 @@ import pytest
 import crisscross
 import crisscross.ops.call
 from crisscross.ops import backends
+from crisscross.testing import attention_cases, attention_problems
+from tests.support.properties import law
 
 Q = np.ones((1, 8, 5, 7), np.float32)
 V = np.ones((1, 16, 5, 7), np.float32)
@@ -24,6 +26,15 @@ def test_the_text():
         "not gpu    it serves arrays in CUDA memory, and these are on cpu",
         "not reference it serves only when asked for by name: backend='reference'",
     ]
+
+
+@law(attention_cases(attention_problems()))
+def test_it_finds_the_very_problem(case):
+    """What the arrays and options describe is what the case was made from."""
+    explanation = crisscross.explain(case.q, case.k, case.v, **case.options)
+    assert explanation.problem == case.problem
+    assert (explanation.library, explanation.device) == ("numpy", "cpu")
+    assert dict(explanation.refusals).keys() == {"gpu", "reference"}
 
 
 def test_a_backend_by_name():

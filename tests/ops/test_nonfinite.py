@@ -133,9 +133,11 @@ def test_infinite_values_stay_infinite():
     q = k = np.zeros((1, 1, 3, 4))
     v = np.zeros((1, 1, 3, 4))
     v[0, 0, 1, 2] = np.inf
-    out = crisscross.criss_cross_attention(q, k, v)
-    assert out[0, 0, 1, 2] == np.inf
-    assert not np.isnan(out).any()
+    fused = crisscross.criss_cross_attention(q, k, v)
+    summed = crisscross.ca_map(crisscross.ca_softmax(crisscross.ca_weight(q, k)), v)
+    for out in (fused, summed):
+        assert out[0, 0, 1, 2] == np.inf
+        assert not np.isnan(out).any()
 
 
 def test_a_strip_of_one_without_itself():
