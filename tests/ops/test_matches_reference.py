@@ -159,6 +159,17 @@ def test_ca_softmax(size, seed, dtype, layout):
     assert_close(denergy, expected, dtype, sum(size[2:]))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ca_softmax_of_large_energies(dtype):
+    """Energies whose exponentials no dtype holds: only their differences count."""
+    energy = np.random.default_rng(0).normal(0, 3, (1, 6, 3, 4)).astype(dtype)
+    shift = np.asarray([1e4, -1e4, 3e3], dtype)[:, None]
+    shifted = energy + shift
+    exact = crisscross.ca_softmax((shifted - shift).astype(np.float64), backend="reference")
+    for backend in ("cpu", "reference"):
+        assert_close(crisscross.ca_softmax(shifted, backend=backend), exact, dtype, 1)
+
+
 @law(**{**MAP_CASES, "dtype": st.sampled_from(("float32", "float64"))})
 def test_port_layout(size, seed, dtype, layout):
     """A permutation with a placeholder: exact."""
