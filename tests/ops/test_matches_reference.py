@@ -227,6 +227,16 @@ def test_larger_sizes(case, backend):
     assert_matches_reference(case, **run_whole(case, backend))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("spatial", [(0,), (0, 5), (5, 0), (3, 0, 2), (0, 0)])
+def test_nothing_at_all(spatial, backend):
+    """An image without positions has a result without elements."""
+    case = make_case(spatial, batch=2, heads=2, masked=True, dtype="float16")
+    for name, result in run_whole(case, backend).items():
+        assert result.shape == case.exact[name].shape
+        assert result.size == 0
+
+
 def test_strips_longer_than_a_tile(monkeypatch):
     """Energies cut along the queries too: many tiles, the last one ragged."""
     monkeypatch.setattr(strips, "ENERGY_BYTES", 4 * 23 * 3)

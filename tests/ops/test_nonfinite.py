@@ -154,9 +154,10 @@ def test_a_strip_of_one_without_itself():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_keys_without_any_weight_are_no_keys(backend):
+@pytest.mark.parametrize(("query", "key"), [(1, -np.inf), (-np.inf, 1)])
+def test_keys_without_any_weight_are_no_keys(backend, query, key):
     """All energies -inf: out = 0, lse = -inf and zero gradients, whatever v, dout and dlse hold."""
-    q, k = np.ones((1, 2, 3, 4)), np.full((1, 2, 3, 4), -np.inf)
+    q, k = np.full((1, 2, 3, 4), float(query)), np.full((1, 2, 3, 4), float(key))
     v = dout = np.full((1, 5, 3, 4), np.nan)
     out, lse = crisscross.criss_cross_attention(q, k, v, return_lse=True, backend=backend)
     assert (out == 0).all()
