@@ -1,0 +1,88 @@
+"""The command line: `crisscross doctor` tells what is installed, `crisscross demo` shows it work.
+
+Nothing here imports an optional dependency; the demo's are imported when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from crisscross.cli.arguments import build_parser
+from crisscross.cli.errors import CommandError
+from crisscross.errors import MissingDependencyError
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the `crisscross` command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments after the command's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code: 0, 1 when the command failed, 2 for wrong usage, 130 when interrupted.
+
+    Examples
+    --------
+    >>> from crisscross.cli import main
+    >>> main(["--version"])
+    crisscross 0.1.0
+    0
+    """
+    parser = build_parser()
+    try:
+        arguments, unknown = parser.parse_known_args(argv)
+    except SystemExit as stop:  # argparse has printed what there is to say
+        return int(stop.code or 0)
+    name = " ".join(filter(None, [parser.prog, arguments.command]))
+    if unknown:
+        return _fail(name, f"unknown arguments: {' '.join(unknown)}; see {name} --help", code=2)
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        _run(arguments)
+        sys.stdout.flush()
+    except (CommandError, MissingDependencyError) as error:
+        return _fail(name, str(error))
+    except MemoryError:
+        return _fail(name, "not enough memory: a smaller --max-side needs less")
+    except KeyboardInterrupt:
+        return _fail(name, "interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (`| head`) has left; the interpreter must not try to flush to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _run(arguments: Namespace) -> None:
+    if arguments.command == "doctor":
+        from crisscross.cli.doctor import report
+
+        print(report())
+        return
+    try:
+        from crisscross.cli.demo import run
+    except ModuleNotFoundError as error:
+        package = (error.name or "a package").partition(".")[0]
+        raise MissingDependencyError(
+            f"{package} is not installed: pip install 'crisscross-attention[demo]'"
+        ) from error
+    run(arguments)
+
+
+def _fail(name: str, message: str, code: int = 1) -> int:
+    # A message may quote an error of the system or of Pillow, which may have several lines.
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,109 @@
+"""What the commands accept; wrong usage is told in one line."""
+
+from __future__ import annotations
+
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from crisscross import __version__
+
+__all__ = ["build_parser"]
+
+#: Below it float32 energies, |p|^2 / sigma^2, keep no digit after the point.
+_LEAST_SIGMA = 0.001
+#: 11 x 11 pixels of three channels: features of 364 channels, 1.5 kB a pixel.
+_LARGEST_PATCH = 11
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are one line; argparse prints the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of the `crisscross` command.
+
+    Examples
+    --------
+    >>> build_parser().parse_args(["demo", "--sigma", "0.2"]).sigma
+    0.2
+    """
+    parser = _Parser(prog="crisscross", description="Criss-cross attention on plain arrays.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    about = "tell versions, the BLAS, the GPU, and which backend serves which kind of array"
+    commands.add_parser("doctor", help=about, description=_sentence(about))
+    about = "remove noise from a photograph with criss-cross attention"
+    _add_demo_arguments(
+        commands.add_parser(
+            "demo",
+            help=about,
+            description=_sentence(about),
+            formatter_class=ArgumentDefaultsHelpFormatter,
+        )
+    )
+    return parser
+
+
+def _sentence(about: str) -> str:
+    return f"{about[0].upper()}{about[1:]}."
+
+
+def _add_demo_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("image", nargs="?", type=Path, help="a photograph (default: scikit-image's camera)")
+    add("--out", type=Path, default=Path("crisscross-demo.png"), help="the PNG to write")
+    add("--sigma", type=_sigma, default=0.1, help="noise to add, in units of black to white")
+    add("--seed", type=_whole(0, 2**32 - 1), default=0, help="seed of the noise")
+    add("--patch", type=_patch, help="side of the patches compared (default: from sigma)")
+    add(
+        "--mark",
+        type=_whole(0, 2**31),
+        nargs=2,
+        metavar=("Y", "X"),
+        help="the pixel whose attention is drawn (default: one near the middle)",
+    )
+    add(
+        "--max-side",
+        type=_whole(16, 4096),
+        default=512,
+        help="larger images are scaled down to this side",
+    )
+
+
+def _sigma(text: str) -> float:
+    expected = f"expected a number from {_LEAST_SIGMA} to 1, got {text!r}"
+    try:
+        sigma = float(text)
+    except ValueError:
+        raise ArgumentTypeError(expected) from None
+    if not _LEAST_SIGMA <= sigma <= 1:  # NaN, too
+        raise ArgumentTypeError(expected)
+    return sigma
+
+
+def _patch(text: str) -> int:
+    patch = _whole(1, _LARGEST_PATCH)(text)
+    if patch % 2 == 0:
+        raise ArgumentTypeError(f"expected an odd number, got {text!r}")
+    return patch
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        expected = f"expected a whole number from {least} to {most}, got {text!r}"
+        try:
+            number = int(text)
+        except ValueError:
+            raise ArgumentTypeError(expected) from None
+        if not least <= number <= most:
+            raise ArgumentTypeError(expected)
+        return number
+
+    return parse

@@ -1,0 +1,89 @@
+"""What is installed here, and which backend would serve which kind of array."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+# Its BLAS must be loaded before threadpoolctl can see it.
+import numpy as np
+from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+
+from crisscross import __version__
+from crisscross.errors import BackendError
+from crisscross.gpu import find_cupy, find_device_problem
+from crisscross.ops.backends import choose_backend, find_refusal
+
+__all__ = ["report"]
+
+_OPTIONAL = ("torch", "jax", "ml_dtypes", "hypothesis")
+_KINDS = (
+    ("NumPy", "cpu"),
+    ("torch, CPU", "cpu"),
+    ("jax, CPU", "cpu"),
+    ("other DLPack, CPU", "cpu"),
+    ("any, CUDA", "cuda:0"),
+)
+
+Row = tuple[str, str]
+
+
+def report() -> str:
+    """Return what `crisscross doctor` prints.
+
+    The optional frameworks are looked up, not imported.
+
+    Examples
+    --------
+    >>> report().startswith("Versions")
+    True
+    """
+    sections = {
+        "Versions": _find_versions(),
+        "CPU": _describe_cpu(),
+        "GPU": [("device", find_device_problem() or "a CUDA device can be used")],
+        "Backends": [(kind, _name_backend(device)) for kind, device in _KINDS],
+    }
+    width = max(len(name) for rows in sections.values() for name, _ in rows)
+    blocks = []
+    for title, rows in sections.items():
+        lines = [f"  {name:{width}}  {value}" for name, value in rows]
+        blocks.append("\n".join([title, *lines]))
+    return "\n\n".join(blocks)
+
+
+def _find_versions() -> list[Row]:
+    rows = [
+        ("crisscross", __version__),
+        ("Python", f"{platform.python_version()} ({platform.platform()})"),
+        ("NumPy", np.__version__),
+    ]
+    for name in _OPTIONAL:
+        try:
+            rows.append((name, version(name)))
+        except PackageNotFoundError:
+            rows.append((name, "not installed"))
+    return rows + (list(find_cupy().items()) or [("cupy", "not installed")])
+
+
+def _describe_cpu() -> list[Row]:
+    # Fewer than the machine has, where an affinity mask is set; not every system has one.
+    if hasattr(os, "sched_getaffinity"):
+        usable = len(os.sched_getaffinity(0))
+    else:
+        usable = os.cpu_count() or 1
+    libraries = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    rows = [("usable CPUs", str(usable))]
+    for pool in libraries:
+        name = f"{pool['internal_api']} {pool['version'] or '(version unknown)'}"
+        rows.append(("BLAS", f"{name}, threads: {pool['num_threads']}"))
+    return rows if libraries else [*rows, ("BLAS", "none that threadpoolctl knows")]
+
+
+def _name_backend(device: str) -> str:
+    """Ask the library itself, so that this cannot drift from what a call would do."""
+    try:
+        return choose_backend("doctor", device, None).backend
+    except BackendError:
+        return f"none: {find_refusal('gpu', device)}"
