@@ -7,7 +7,6 @@ has imported the library already.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -25,12 +24,14 @@ ADAPTERS = {
     "dlpack": "crisscross.bridge.foreign",
 }
 
-_KINDS_BY_ROOT = {
-    "numpy": "numpy",
-    "torch": "torch",
-    "jax": "jax",
-    "jaxlib": "jax",
-    "cupy": "cupy",
+#: Package and name of each library's array class -> kind.
+_ARRAY_CLASSES = {
+    ("numpy", "ndarray"): "numpy",
+    ("torch", "Tensor"): "torch",
+    ("jaxlib", "ArrayImpl"): "jax",
+    ("jax", "ArrayImpl"): "jax",
+    ("jax", "Tracer"): "jax",
+    ("cupy", "ndarray"): "cupy",
 }
 
 
@@ -83,7 +84,7 @@ def kind_of(array: object) -> str | None:
     cls = type(array)
     # Subclasses of a library's array live in their author's module, hence the walk.
     for base in cls.__mro__:
-        kind = _KINDS_BY_ROOT.get(base.__module__.partition(".")[0])
+        kind = _ARRAY_CLASSES.get((base.__module__.partition(".")[0], base.__name__))
         if kind is not None:
             return kind
     return "dlpack" if hasattr(cls, "__dlpack__") and hasattr(cls, "__dlpack_device__") else None
@@ -91,8 +92,8 @@ def kind_of(array: object) -> str | None:
 
 def adapter_of(kind: str) -> Adapter:
     """Return the adapter for a kind of array, imported on first use."""
-    module = sys.modules.get(ADAPTERS[kind]) or import_module(ADAPTERS[kind])
-    return cast(Adapter, module)
+    # Unlike a look into sys.modules, it waits for a thread that is in the middle of importing.
+    return cast(Adapter, import_module(ADAPTERS[kind]))
 
 
 def library_of(array: object) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 from crisscross.bridge import native
 from crisscross.bridge.memory import allocate, copy_aligned
 from crisscross.dispatch import (
-    ADAPTERS,
     Adapter,
     Description,
     ObstacleError,
@@ -48,11 +47,8 @@ def share(findings: Findings, name: str, array: Any, adapter: Adapter) -> np.nda
     """View an argument that `describe` let pass; report what its library says if it refuses."""
     try:
         return adapter.to_numpy(array)
-    except CrissCrossError:
-        raise
     except Exception as error:  # libraries raise BufferError, RuntimeError, TypeError, ...
-        got = f"{type(error).__name__}: {error}"
-        findings.add(name, "memory that DLPack can share", got, Fault.MEMORY)
+        _report(findings, name, error)
         return None
 
 
@@ -60,14 +56,20 @@ def give_back(findings: Findings, name: str, array: np.ndarray, adapter: Adapter
     """Hand a NumPy array's memory to a library; report it if the library cannot take it."""
     try:
         return adapter.from_numpy(array, like)
-    except ObstacleError as error:
-        findings.add(name, error.obstacle.expected, error.obstacle.got, Fault.MEMORY)
-    except CrissCrossError:
-        raise
     except Exception as error:  # as above
+        _report(findings, name, error)
+        return None
+
+
+def _report(findings: Findings, name: str, error: Exception) -> None:
+    """Report why a library and the bridge do not come together."""
+    if isinstance(error, CrissCrossError):
+        raise error
+    if isinstance(error, ObstacleError):
+        findings.add(name, error.obstacle.expected, error.obstacle.got, Fault.MEMORY)
+    else:
         got = f"{type(error).__name__}: {error}"
         findings.add(name, "memory that DLPack can share", got, Fault.MEMORY)
-    return None
 
 
 def from_dlpack(array: Any, *, copy: bool = False) -> np.ndarray:
@@ -107,7 +109,7 @@ def from_dlpack(array: Any, *, copy: bool = False) -> np.ndarray:
     findings = Findings("from_dlpack")
     findings.check_flag("copy", copy)
     description = describe(findings, "array", array)
-    device = None if description is None else description.device
+    device = None if description is None or description.obstacle else description.device
     if device is not None and device != "cpu":
         expected = "memory of the CPU; move the array there first"
         findings.add("array.device", expected, device, Fault.MEMORY)
@@ -164,7 +166,7 @@ def to_dlpack(array: np.ndarray, like: Any, *, copy: bool = False) -> Any:
     else:
         describe(findings, "array", array)
     kind = like if isinstance(like, str) else kind_of(like)
-    if kind not in (_NAMED_LIBRARIES if isinstance(like, str) else ADAPTERS):
+    if kind is None or (isinstance(like, str) and kind not in _NAMED_LIBRARIES):
         expected = f"one of {', '.join(map(repr, _NAMED_LIBRARIES))}, or an array"
         got = repr(like) if isinstance(like, str) else _name_type(like)
         findings.add("like", expected, got, Fault.TYPE)

@@ -51,6 +51,9 @@ _get_pointer.restype, _get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object
 def _dtype_in(capsule: Any) -> _DLDataType:
     """Return the dtype field inside a DLPack capsule, versioned or not."""
     name = _get_name(capsule)
+    # A capsule that has been consumed has another name, and its memory may be gone.
+    if name not in (b"dltensor", b"dltensor_versioned"):
+        raise BufferError(f"expected a DLPack capsule that nobody has consumed, got {name!r}")
     address = _get_pointer(capsule, name)
     assert address is not None  # a capsule's pointer is never null
     if name == b"dltensor_versioned":
@@ -64,20 +67,24 @@ def _dtype_in(capsule: Any) -> _DLDataType:
 class Retagged:
     """An exporter whose 16-bit elements are declared as another 16-bit dtype."""
 
-    def __init__(self, exporter: Any, code: int) -> None:
+    def __init__(self, exporter: Any, old_code: int, new_code: int) -> None:
         self._exporter = exporter
-        self._code = code
+        self._old_code, self._new_code = old_code, new_code
 
     @classmethod
     def of_bfloat16(cls, array: np.ndarray) -> Retagged:
         """Export an ml_dtypes bfloat16 array."""
-        return cls(array.view(np.uint16), _KDL_BFLOAT)
+        return cls(array.view(np.uint16), _KDL_UINT, _KDL_BFLOAT)
 
     def __dlpack__(self, **options: Any) -> Any:
         capsule = self._exporter.__dlpack__(**options)
         dtype = _dtype_in(capsule)
-        assert dtype.bits == 16 and dtype.lanes == 1
-        dtype.code = self._code
+        found, expected = (dtype.code, dtype.bits, dtype.lanes), (self._old_code, 16, 1)
+        if found != expected:
+            raise BufferError(
+                f"expected the DLPack dtype {expected} (code, bits, lanes), got {found}"
+            )
+        dtype.code = self._new_code
         return capsule
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -87,7 +94,17 @@ class Retagged:
 
 def import_bfloat16(exporter: Any) -> np.ndarray:
     """View the bfloat16 memory of another library's array as an ml_dtypes array."""
-    return np.from_dlpack(Retagged(exporter, _KDL_UINT)).view(numpy_bfloat16())
+    retagged = Retagged(exporter, _KDL_BFLOAT, _KDL_UINT)
+    return import_shared(retagged).view(numpy_bfloat16())
+
+
+def import_shared(exporter: Any) -> np.ndarray:
+    """View the memory of another library's array; never a copy of it."""
+    try:
+        return np.from_dlpack(exporter, copy=False)
+    except TypeError:
+        # An exporter of before 2024 knows no `copy`, and cannot make one.
+        return np.from_dlpack(exporter)
 
 
 def numpy_bfloat16() -> np.dtype[Any]:

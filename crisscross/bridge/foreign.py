@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from crisscross.bridge.capsule import Retagged, import_bfloat16
-from crisscross.dispatch import Description, Obstacle, ObstacleError, library_of
+from crisscross.bridge.capsule import Retagged, import_bfloat16, import_shared
+from crisscross.dispatch import Description, Obstacle, ObstacleError, kind_of, library_of
 from crisscross.problem import ArraySpec
 
 # DLDeviceType of the DLPack header, grouped by the address space the memory lies in.
@@ -18,9 +19,12 @@ _CUDA_DEVICES = {2: "kDLCUDA", 13: "kDLCUDAManaged"}
 
 
 def describe(array: Any) -> Description | None:
+    if not hasattr(type(array), "__dlpack__"):
+        return None
     try:
-        spec = ArraySpec(tuple(array.shape), _name_dtype(array.dtype))
-    except (AttributeError, TypeError):
+        # Lazy libraries write None or NaN for a size they do not know.
+        spec = ArraySpec(tuple(map(operator.index, array.shape)), _name_dtype(array.dtype))
+    except Exception:  # whatever else a library raises of a shape it does not know
         return None
     try:
         device_type, index = array.__dlpack_device__()
@@ -48,10 +52,14 @@ def _name_device(device_type: int, index: int) -> str:
 def to_numpy(array: Any) -> np.ndarray:
     if _name_dtype(array.dtype) == "bfloat16":
         return import_bfloat16(array)
-    return np.from_dlpack(array)
+    return import_shared(array)
 
 
 def from_numpy(array: np.ndarray, like: Any) -> Any:
+    if kind_of(like) == "cupy":
+        raise ObstacleError(
+            "memory of a CUDA device; copy it there with cupy.asarray", "CPU memory"
+        )
     importer = _importer_of(like)
     exportable = Retagged.of_bfloat16(array) if array.dtype.name == "bfloat16" else array
     return importer(exportable)

@@ -18,8 +18,9 @@ def allocate(shape: tuple[int, ...], dtype: Any, like: np.ndarray | None = None)
     """
     dtype = np.dtype(dtype)
     order = list(range(len(shape)))
-    if like is not None:
-        # Python's sort is stable: axes of equal stride (size 1, broadcast) keep their order.
+    # A broadcast axis has no place in memory that could be followed.
+    if like is not None and 0 not in like.strides:
+        # Python's sort is stable: axes of equal stride (size 1) keep their order.
         order.sort(key=lambda axis: -abs(like.strides[axis]))
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)

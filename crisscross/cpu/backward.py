@@ -57,7 +57,8 @@ def _compute_delta(
     """delta(p) = <dout_p, out_p> - dlse(p), image by image."""
     delta = np.empty(problem.lse_shape, problem.compute_dtype)
     for n in range(problem.batch):
-        product = dout[n].astype(problem.compute_dtype)
+        # One order of the sum whatever the order in memory.
+        product = dout[n].astype(problem.compute_dtype, order="C")
         product *= out[n]
         product.sum(axis=-1, out=delta[n])
     if dlse is not None:

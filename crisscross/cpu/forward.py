@@ -136,12 +136,15 @@ def merge(
     out = split_heads(out, problem.heads, problem.channel_axis)
     with np.errstate(all="ignore"):
         for n in range(lse.shape[0]):
-            lse[n] = lses[0][n]
-            for part_lse in lses[1:]:
-                np.logaddexp(lse[n], part_lse[n], out=lse[n])
-            merged = np.zeros(out.shape[1:], problem.compute_dtype)
+            # Weights relative to the highest lse: relative to the merged one, which is rounded at
+            # its own size, they would lose as many digits as it has before the point.
+            peak = np.max([part_lse[n] for part_lse in lses], axis=0)
+            weighted = np.zeros(out.shape[1:], problem.compute_dtype)
+            total = np.zeros_like(peak)
             for part, part_lse in zip(parts, lses, strict=True):
-                share = _share(part_lse[n], lse[n])
+                share = _share(part_lse[n], peak)
                 seen = (part_lse[n] != -np.inf)[..., None]
-                merged += np.where(seen, share[..., None] * part[n], 0)
-            out[n] = merged
+                weighted += np.where(seen, share[..., None] * part[n], 0)
+                total += share
+            lse[n] = peak + np.log(total)
+            out[n] = weighted / np.where(peak == -np.inf, 1, total)[..., None]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crisscross.bridge.capsule import Retagged
+from crisscross.bridge.capsule import Retagged, import_bfloat16, import_shared
 from crisscross.bridge.memory import ALIGNMENT
 from crisscross.dispatch import Description, Obstacle, ObstacleError
 from crisscross.problem import ArraySpec
@@ -25,7 +25,11 @@ def describe(array: Any) -> Description | None:
         )
         return Description(spec, None, Obstacle(expected, f"a tracer, {array.aval}"))
     if array.is_deleted():
-        return Description(spec, None, Obstacle("a live array", "a deleted array"))
+        return Description(
+            spec,
+            None,
+            Obstacle("a live array; keep a copy before donating or deleting it", "a deleted array"),
+        )
     devices = sorted(array.devices(), key=lambda device: device.id)
     if len(devices) != 1:
         expected = "an array on one device; gather it with jax.device_put(x, jax.devices()[0])"
@@ -36,7 +40,8 @@ def describe(array: Any) -> Description | None:
 
 
 def to_numpy(array: jax.Array) -> np.ndarray:
-    view = np.asarray(array)
+    # By DLPack: numpy.asarray copies where the layout is not row-major.
+    view = import_bfloat16(array) if array.dtype == jnp.bfloat16 else import_shared(array)
     view.flags.writeable = False
     return view
 
@@ -62,6 +67,8 @@ def from_numpy(array: np.ndarray, _like: Any) -> jax.Array:
 
 def _is_compact(array: np.ndarray) -> bool:
     """Tell whether the elements fill one block of memory, in any order of the axes."""
+    if array.size == 0:
+        return True
     expected = array.itemsize
     for stride, size in sorted(zip(array.strides, array.shape, strict=True)):
         if size == 1:

@@ -144,7 +144,7 @@ def find_refusal(backend: str, device: str) -> str | None:
 
 def check_backend(findings: Findings, backend: object) -> None:
     """Report a `backend` that is neither None nor the name of one."""
-    if backend is not None and backend not in BACKENDS:
+    if backend is not None and not (isinstance(backend, str) and backend in BACKENDS):
         fault = Fault.VALUE if isinstance(backend, str) else Fault.TYPE
         findings.add("backend", f"None or one of {BACKENDS}", describe_value(backend), fault)
 

@@ -66,6 +66,14 @@ class Call:
             expected = f"{self._device} like {self._leader}"
             self.findings.add(f"{name}.device", expected, str(description.device))
 
+    def _hold_to_spec(self, name: str, view: np.ndarray) -> None:
+        """Report memory that is not what its owner said of it."""
+        spec = self.specs[name]
+        if spec is not None and (view.shape, view.dtype.name) != (spec.shape, spec.dtype):
+            expected = f"the {spec.dtype} {spec.shape} that the array tells of itself"
+            got = f"{view.dtype.name} {view.shape} from its __dlpack__"
+            self.findings.add(name, expected, got, Fault.MEMORY)
+
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Return the shape of an array, once the problem has been checked."""
         spec = self.specs[name]
@@ -97,6 +105,7 @@ class Call:
         for name, array in self.arrays.items():
             view = share(self.findings, name, array, adapter)
             if view is not None:
+                self._hold_to_spec(name, view)
                 views[name] = view
         self.findings.raise_if_any()
         for output in outputs:

@@ -293,6 +293,8 @@ def to_port_layout(weights: Any, *, self_value: float = 0.0, backend: str | None
     """
     call = Call("to_port_layout", backend, {"weights": weights})
     self_value_ = call.findings.check_real("self_value", self_value)
+    spec = call.specs["weights"]
+    call.findings.check_holds("self_value", self_value_, None if spec is None else spec.dtype)
     problem = map_problem(call.findings, call.specs, maps=("weights",))
     (ported,) = call.fill(
         [Output("ported", problem.port_shape, problem.dtype)],

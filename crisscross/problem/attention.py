@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crisscross.errors import Fault
-from crisscross.problem.findings import COMPUTE_DTYPES, ArraySpec, Findings, Shape
+from crisscross.problem.findings import COMPUTE_DTYPES, ArraySpec, Findings, Shape, format_shape
 
 
 @dataclass(frozen=True)
@@ -113,32 +112,28 @@ def attention_problem(
     ArgumentError, ArgumentTypeError, BridgeError
         With every mismatch in `findings`, those found before included.
     """
-    scale_ = findings.check_scale(scale)
     heads_ = findings.check_heads(heads)
     channel_axis_ = findings.check_channel_axis(channel_axis)
     precision_ = findings.check_precision(precision)
     include_self_ = findings.check_flag("include_self", include_self)
+    dtype = findings.check_features(specs, ("q", "k", "v", "out", "dout"))
+    compute_dtype = None if dtype is None else COMPUTE_DTYPES[dtype]
+    scale_ = findings.check_scale(scale, compute_dtype)
+    for name in ("lse", "dlse"):
+        if compute_dtype is not None:
+            findings.check_dtype(name, specs.get(name), compute_dtype, f"for {dtype} inputs")
+    if "key_mask" in specs:
+        findings.check_dtype("key_mask", specs["key_mask"], "bool", "(True = takes part as a key)")
 
-    q, v = specs["q"], specs["v"]
-    layout = "(N, *S, C)" if channel_axis_ == -1 else "(N, C, *S)"
-    for name in ("q", "v"):
-        spec = specs[name]
-        if spec is not None and spec.ndim < 3:
-            got = f"{spec.ndim} axes: {spec.shape}"
-            findings.add(f"{name}.shape", f"at least 3 axes, {layout}", got)
-    spatial_ndim = q.ndim - 2 if q is not None and q.ndim >= 3 else None
-
+    spatial_ndim = _check_shapes(findings, specs, heads_, channel_axis_)
     if one_axis:
         axes_ = findings.check_one_axis(axes, spatial_ndim)
     else:
         axes_ = findings.check_axes(axes, spatial_ndim)
-
-    _check_dtypes(findings, specs)
-    if spatial_ndim is not None:
-        _check_shapes(findings, specs, heads_, 1 if channel_axis_ is None else channel_axis_)
     findings.raise_if_any()
 
     # Nothing was found, so everything is there; the assertions tell the type checker.
+    q, v = specs["q"], specs["v"]
     assert q is not None and v is not None
     assert heads_ is not None and channel_axis_ is not None and axes_ is not None
     return AttentionProblem(
@@ -157,46 +152,50 @@ def attention_problem(
     )
 
 
-def _check_dtypes(findings: Findings, specs: Mapping[str, ArraySpec | None]) -> None:
-    q = specs["q"]
-    if "key_mask" in specs:
-        findings.check_dtype("key_mask", specs["key_mask"], "bool", "(True = takes part as a key)")
-    if q is None:
-        return
-    dtype = findings.check_float_dtype("q", q)
-    for name in ("k", "v", "out", "dout"):
-        findings.check_same_dtype(name, specs.get(name), dtype, "like q")
-    if dtype is not None:
-        for name in ("lse", "dlse"):
-            spec = specs.get(name)
-            findings.check_dtype(name, spec, COMPUTE_DTYPES[dtype], f"for {dtype} inputs")
-
-
 def _check_shapes(
     findings: Findings,
     specs: Mapping[str, ArraySpec | None],
     heads: int | None,
-    channel_axis: int,
-) -> None:
-    q, v = specs["q"], specs["v"]
-    assert q is not None
-    spatial = q.shape[2:] if channel_axis == 1 else q.shape[1:-1]
-    free: Shape = ("channels", *spatial) if channel_axis == 1 else (*spatial, "channels")
+    channel_axis: int | None,
+) -> int | None:
+    """Hold all shapes to those of the first array that has one; return the number of spatial axes.
 
-    findings.check_shape("k", specs["k"], q.shape, "like q")
-    if v is not None and v.ndim >= 3:
-        findings.check_shape("v", v, (q.shape[0], *free), "like q but for the channels")
+    None, where no array tells it.
+    """
+    named = {name: spec for name, spec in specs.items() if spec is not None}
+    layout = "(N, *S, C)" if channel_axis == -1 else "(N, C, *S)"
+    for name in ("q", "k", "v"):
+        if name in named and named[name].ndim < 3:
+            spec = named.pop(name)
+            got = f"{spec.ndim} axes: {format_shape(spec.shape)}"
+            findings.add(f"{name}.shape", f"at least 3 axes, {layout}", got)
+    leaders = [name for name in ("q", "k", "v") if name in named]
+    if not leaders:
+        return None
+    leader = leaders[0]
+    axis = 1 if channel_axis is None else channel_axis
+    shape = named[leader].shape
+    spatial = shape[2:] if axis == 1 else shape[1:-1]
+    free: Shape = ("channels", *spatial) if axis == 1 else (*spatial, "channels")
+
+    if leader == "q":
+        findings.check_shape("k", named.get("k"), shape, "like q")
+    if leader != "v":
+        reason = f"like {leader} but for the channels"
+        findings.check_shape("v", named.get("v"), (shape[0], *free), reason)
     for name in ("q", "v"):
-        spec = specs[name]
-        if heads is not None and spec is not None and spec.ndim >= 3:
-            _check_channels(findings, name, spec, heads, channel_axis)
-    if v is not None:
-        for name in ("out", "dout"):
-            findings.check_shape(name, specs.get(name), v.shape, "like v")
-    lse_shape = (q.shape[0], "heads" if heads is None else heads, *spatial)
+        if heads is not None and name in named:
+            _check_channels(findings, name, named[name], heads, axis)
+    for name in ("out", "dout"):
+        if "v" in named:
+            findings.check_shape(name, named.get(name), named["v"].shape, "like v")
+        else:
+            findings.check_shape(name, named.get(name), (shape[0], *free), f"like {leader}")
+    lse_shape = (shape[0], "heads" if heads is None else heads, *spatial)
     for name in ("lse", "dlse"):
-        findings.check_shape(name, specs.get(name), lse_shape, "(N, heads, *S)")
-    findings.check_shape("key_mask", specs.get("key_mask"), (q.shape[0], *spatial), "(N, *S)")
+        findings.check_shape(name, named.get(name), lse_shape, "(N, heads, *S)")
+    findings.check_shape("key_mask", named.get("key_mask"), (shape[0], *spatial), "(N, *S)")
+    return len(spatial)
 
 
 def _check_channels(
@@ -204,9 +203,5 @@ def _check_channels(
 ) -> None:
     channels = spec.shape[channel_axis]
     if channels < heads or channels % heads != 0:
-        findings.add(
-            f"{name}.shape[{channel_axis}]",
-            f"a positive multiple of heads = {heads}",
-            str(channels),
-            Fault.VALUE,
-        )
+        expected = f"a positive multiple of heads = {heads}"
+        findings.add(f"{name}.shape[{channel_axis}]", expected, str(channels))

@@ -49,28 +49,37 @@ def features_problem(
 
     All of `features` share one shape and dtype; all of `maps` are attention maps over it.
     """
-    leader = features[0]
-    first = specs[leader]
-    if first is not None:
-        dtype = findings.check_float_dtype(leader, first)
-        fits = _check_four_axes(findings, leader, first, FEATURES)
-        if fits and any(size < 1 for size in first.shape[1:]):
-            got = format_shape(first.shape)
-            findings.add(f"{leader}.shape", f"C, H and W of at least 1, {FEATURES}", got)
-            fits = False
-        for name in features[1:]:
-            findings.check_same_dtype(name, specs[name], dtype, f"like {leader}")
-            if fits:
-                findings.check_shape(name, specs[name], first.shape, f"like {leader}")
-        for name in maps:
-            if dtype is not None:
-                expected = COMPUTE_DTYPES[dtype]
-                findings.check_dtype(name, specs[name], expected, f"for {dtype} {leader}")
-            if fits:
-                batch, _, height, width = first.shape
-                shape = (batch, height + width - 1, height, width)
-                findings.check_shape(name, specs[name], shape, MAP)
+    dtype = findings.check_features(specs, features)
+    for name in maps:
+        if dtype is not None:
+            reason = f"for {dtype} {features[0]}"
+            findings.check_dtype(name, specs[name], COMPUTE_DTYPES[dtype], reason)
+        elif (spec := specs[name]) is not None:
+            _check_map_dtype(findings, name, spec)
+    leader: tuple[str, Shape] | None = None
+    for name in features:
+        spec = specs[name]
+        if spec is None or not _check_four_axes(findings, name, spec, FEATURES):
+            continue
+        if leader is not None:
+            findings.check_shape(name, spec, leader[1], f"like {leader[0]}")
+        elif any(size < 1 for size in spec.shape[1:]):
+            expected = f"C, H and W of at least 1, {FEATURES}"
+            findings.add(f"{name}.shape", expected, format_shape(spec.shape))
+        else:
+            leader = name, spec.shape
+    for name in maps:
+        spec = specs[name]
+        if spec is None:
+            continue
+        if leader is None:
+            _check_four_axes(findings, name, spec, MAP)
+        else:
+            batch, _, height, width = leader[1]
+            shape = (batch, height + width - 1, height, width)
+            findings.check_shape(name, spec, shape, MAP)
     findings.raise_if_any()
+    first = specs[features[0]]
     assert first is not None
     batch, _, height, width = first.shape
     return MapProblem(batch, height, width, first.dtype)
@@ -87,35 +96,52 @@ def map_problem(
 
     With `ports` the maps are in the ports' layout (N, H, W, H+W).
     """
-    leader = maps[0]
-    first = specs[leader]
-    if first is not None:
-        if first.dtype not in COMPUTE_DTYPES.values():
-            expected = "float32 (also for 16-bit features) or float64"
-            findings.add(f"{leader}.dtype", expected, first.dtype, Fault.TYPE)
-        layout = PORT_MAP if ports else MAP
-        if _check_four_axes(findings, leader, first, layout):
-            height, width = first.shape[1:3] if ports else first.shape[2:]
-            keys_axis = 3 if ports else 1
-            expected_shape = list(first.shape)
-            expected_shape[keys_axis] = height + width if ports else height + width - 1
-            if height < 1 or width < 1:
-                got = format_shape(first.shape)
-                findings.add(f"{leader}.shape", f"H and W of at least 1, {layout}", got)
-            else:
-                findings.check_shape(leader, first, tuple(expected_shape), layout)
-            for name in maps[1:]:
-                findings.check_shape(name, specs[name], first.shape, f"like {leader}")
-        for name in maps[1:]:
-            findings.check_dtype(name, specs[name], first.dtype, f"like {leader}")
+    layout = PORT_MAP if ports else MAP
+    leader: tuple[str, ArraySpec] | None = None
+    for name in maps:
+        spec = specs[name]
+        if spec is None:
+            continue
+        if leader is None:
+            leader = name, spec
+            _check_map_dtype(findings, name, spec)
+            _check_map_shape(findings, name, spec, layout)
+        else:
+            findings.check_dtype(name, spec, leader[1].dtype, f"like {leader[0]}")
+            findings.check_shape(name, spec, leader[1].shape, f"like {leader[0]}")
     findings.raise_if_any()
-    assert first is not None
+    assert leader is not None
+    first = leader[1]
     height, width = first.shape[1:3] if ports else first.shape[2:]
     return MapProblem(first.shape[0], height, width, first.dtype)
+
+
+def _check_map_dtype(findings: Findings, name: str, spec: ArraySpec) -> None:
+    if spec.dtype not in COMPUTE_DTYPES.values():
+        expected = "float32 (also for 16-bit features) or float64"
+        findings.add(f"{name}.dtype", expected, spec.dtype, Fault.TYPE)
+
+
+def _check_map_shape(findings: Findings, name: str, spec: ArraySpec, layout: str) -> None:
+    if not _check_four_axes(findings, name, spec, layout):
+        return
+    if layout == PORT_MAP:
+        batch, height, width, _ = spec.shape
+        expected = (batch, height, width, height + width)
+    else:
+        batch, _, height, width = spec.shape
+        expected = (batch, height + width - 1, height, width)
+    if height < 1 or width < 1:
+        got = format_shape(spec.shape)
+        findings.add(f"{name}.shape", f"H and W of at least 1, {layout}", got)
+    else:
+        findings.check_shape(name, spec, expected, layout)
 
 
 def _check_four_axes(findings: Findings, name: str, spec: ArraySpec, layout: str) -> bool:
     if spec.ndim == 4:
         return True
-    findings.add(f"{name}.shape", f"4 axes, {layout}", f"{spec.ndim} axes: {spec.shape}")
+    findings.add(
+        f"{name}.shape", f"4 axes, {layout}", f"{spec.ndim} axes: {format_shape(spec.shape)}"
+    )
     return False

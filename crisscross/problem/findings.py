@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -19,6 +19,7 @@ COMPUTE_DTYPES = {
     "float64": "float64",
 }
 PRECISIONS = ("ieee", "tf32", "tf32x3")
+_LARGEST_FLOAT32 = 2.0**128 - 2.0**104
 
 Shape = tuple[Any, ...]
 
@@ -43,10 +44,15 @@ def format_shape(shape: Iterable[Any]) -> str:
 
 def describe_value(value: object) -> str:
     """Say what came: the value where it is short, its type otherwise."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return repr(value)
-    text = repr(value)
-    return f"{type(value).__name__} {text}" if len(text) <= 40 else type(value).__name__
+    kind = type(value).__name__
+    try:
+        text = repr(value)
+    except Exception:  # a broken repr, or an int of more digits than Python writes
+        return kind
+    if len(text) > 40:
+        return kind
+    plain = value is None or type(value) in (bool, int, float, str)
+    return text if plain else f"{kind} {text}"
 
 
 class Findings:
@@ -81,21 +87,22 @@ class Findings:
         if spec is not None and spec.dtype != expected:
             self.add(f"{name}.dtype", f"{expected} {reason}", spec.dtype, Fault.TYPE)
 
-    def check_float_dtype(self, name: str, spec: ArraySpec) -> str | None:
-        """Return the dtype's name if the library computes in it."""
-        if spec.dtype in COMPUTE_DTYPES:
-            return spec.dtype
-        self.add(f"{name}.dtype", f"one of {', '.join(COMPUTE_DTYPES)}", spec.dtype, Fault.TYPE)
-        return None
+    def check_features(
+        self, specs: Mapping[str, ArraySpec | None], names: Iterable[str]
+    ) -> str | None:
+        """Hold arrays to one supported dtype and return it: that of the first that has one.
 
-    def check_same_dtype(
-        self, name: str, spec: ArraySpec | None, dtype: str | None, reason: str
-    ) -> None:
-        """Hold `spec` to `dtype`, or to any supported one where that of the leader is not."""
-        if dtype is not None:
-            self.check_dtype(name, spec, dtype, reason)
-        elif spec is not None:
-            self.check_float_dtype(name, spec)
+        None, where there is no such array.
+        """
+        given = [(name, spec) for name in names if (spec := specs.get(name)) is not None]
+        leader = next(((n, s.dtype) for n, s in given if s.dtype in COMPUTE_DTYPES), None)
+        for name, spec in given:
+            if spec.dtype not in COMPUTE_DTYPES:
+                expected = f"one of {', '.join(COMPUTE_DTYPES)}"
+                self.add(f"{name}.dtype", expected, spec.dtype, Fault.TYPE)
+            elif leader is not None:
+                self.check_dtype(name, spec, leader[1], f"like {leader[0]}")
+        return None if leader is None else leader[1]
 
     # Options
 
@@ -104,14 +111,27 @@ class Findings:
         if isinstance(value, bool) or not isinstance(value, Real):
             self.add(name, "a real number", describe_value(value), Fault.TYPE)
             return math.nan
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            self.add(name, "a number that float64 holds", describe_value(value))
+            return math.nan
 
-    def check_scale(self, scale: object) -> float:
+    def check_scale(self, scale: object, compute_dtype: str | None) -> float:
         reported = len(self.mismatches)
         value = self.check_real("scale", scale)
-        if len(self.mismatches) == reported and not math.isfinite(value):
+        if len(self.mismatches) > reported:
+            return value
+        if not math.isfinite(value):
             self.add("scale", "a finite number", describe_value(scale))
+        else:
+            self.check_holds("scale", value, compute_dtype)
         return value
+
+    def check_holds(self, name: str, value: float, compute_dtype: str | None) -> None:
+        """Report a finite number that would be infinite in the dtype of the computation."""
+        if compute_dtype == "float32" and _LARGEST_FLOAT32 < abs(value) < math.inf:
+            self.add(name, "a number that float32 holds", describe_value(value))
 
     def check_flag(self, name: str, value: object) -> bool:
         if not isinstance(value, bool):
@@ -152,7 +172,8 @@ class Findings:
                 Fault.TYPE,
             )
         elif precision not in PRECISIONS:
-            self.add("precision", f"None or one of {PRECISIONS}", repr(precision))
+            expected = f"None or one of {PRECISIONS}"
+            self.add("precision", expected, describe_value(precision))
         else:
             return precision
         return "ieee"
@@ -161,29 +182,31 @@ class Findings:
         """Normalise `axes` to ascending spatial indices; None means all of them."""
         if axes is None:
             return None if spatial_ndim is None else tuple(range(spatial_ndim))
-        if not isinstance(axes, tuple | list | set | frozenset | range):
+        if isinstance(axes, str) or not isinstance(axes, Iterable):
             self.add("axes", "None or a tuple of integers", describe_value(axes), Fault.TYPE)
             return None
+        axes = tuple(axes)
         if not axes:
             self.add("axes", "at least one spatial axis", "none: ()")
             return None
         found = [self._check_spatial_axis("axes", axis, spatial_ndim) for axis in axes]
         known = [axis for axis in found if axis is not None]
         if len(set(known)) < len(known):
-            self.add("axes", "each spatial axis once", describe_value(tuple(axes)))
+            self.add("axes", "each spatial axis once", describe_value(axes))
             return None
-        return tuple(sorted(known)) if len(known) == len(found) else None
+        complete = len(known) == len(found) and spatial_ndim is not None
+        return tuple(sorted(known)) if complete else None
 
     def check_one_axis(self, axis: object, spatial_ndim: int | None) -> tuple[int, ...] | None:
         """Normalise `axis`, a single spatial axis."""
         index = self._check_spatial_axis("axis", axis, spatial_ndim)
-        return None if index is None else (index,)
+        return None if index is None or spatial_ndim is None else (index,)
 
     def _check_spatial_axis(self, name: str, axis: object, spatial_ndim: int | None) -> int | None:
-        """Return the spatial axis counted from the front; unknown `spatial_ndim` gives None."""
+        """Return the spatial axis from the front; as given, if `spatial_ndim` is unknown."""
         index = self.check_integer(name, axis)
         if index is None or spatial_ndim is None:
-            return None
+            return index
         if not -spatial_ndim <= index < spatial_ndim:
             self.add(name, f"a spatial axis in [{-spatial_ndim}, {spatial_ndim})", str(index))
             return None

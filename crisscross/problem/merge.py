@@ -13,6 +13,7 @@ from crisscross.problem.findings import (
     Findings,
     Shape,
     describe_value,
+    format_shape,
 )
 
 
@@ -52,21 +53,28 @@ def merge_problem(
     if None not in (out_count, lse_count) and out_count != lse_count:
         findings.add("lses", f"as many parts as outs: {out_count}", str(lse_count))
 
-    first = specs.get("outs[0]")
-    first_lse = specs.get("lses[0]")
+    out_names = [f"outs[{i}]" for i in range(out_count or 0)]
+    lse_names = [f"lses[{i}]" for i in range(lse_count or 0)]
+    first, first_lse = specs.get("outs[0]"), specs.get("lses[0]")
+    dtype = findings.check_features(specs, out_names)
+    lse_reason, lse_dtype = f"for {dtype} parts", COMPUTE_DTYPES.get(dtype or "")
+    if lse_dtype is None and first_lse is not None:
+        lse_reason, lse_dtype = "like lses[0]", first_lse.dtype
+    lse_shape = None if first_lse is None else first_lse.shape
+    shape_reason = "like lses[0]"
     if first is not None and first.ndim < 3:
-        got = f"{first.ndim} axes: {first.shape}"
+        got = f"{first.ndim} axes: {format_shape(first.shape)}"
         findings.add("outs[0].shape", "at least 3 axes, (N, C, *S) or (N, *S, C)", got)
     elif first is not None:
-        dtype = findings.check_float_dtype("outs[0]", first)
-        for name in (f"outs[{i}]" for i in range(1, out_count or 0)):
+        for name in out_names[1:]:
             findings.check_shape(name, specs[name], first.shape, "like outs[0]")
-            findings.check_same_dtype(name, specs[name], dtype, "like outs[0]")
         lse_shape = _expect_lse(findings, first, first_lse, channel_axis_ or 1)
-        for name in (f"lses[{i}]" for i in range(lse_count or 0)):
-            findings.check_shape(name, specs[name], lse_shape, "(N, heads, *S)")
-            if dtype is not None:
-                findings.check_dtype(name, specs[name], COMPUTE_DTYPES[dtype], f"for {dtype} parts")
+        shape_reason = "(N, heads, *S)"
+    for name in lse_names:
+        if lse_shape is not None:
+            findings.check_shape(name, specs[name], lse_shape, shape_reason)
+        if lse_dtype is not None:
+            findings.check_dtype(name, specs[name], lse_dtype, lse_reason)
     findings.raise_if_any()
 
     assert first is not None and first_lse is not None

@@ -13,6 +13,9 @@ import numpy as np
 from crisscross.problem import MapProblem
 from crisscross.reference.numbers import round_into, widen
 
+#: NaN and infinity in the inputs go where arithmetic takes them, without a warning.
+_follows_ieee = np.errstate(invalid="ignore", over="ignore")
+
 
 def list_cross(height: int, width: int, y: int, x: int) -> list[tuple[int, int]]:
     """List the keys of pixel (y, x) in CCNet's order."""
@@ -30,6 +33,7 @@ def _each_pair(problem: MapProblem) -> Iterator[tuple[int, int, int, int, int, i
                     yield n, i, y, x, ky, kx
 
 
+@_follows_ieee
 def ca_weight(problem: MapProblem, *, q: np.ndarray, k: np.ndarray, energy: np.ndarray) -> None:
     """energy[n, i, y, x] = <q[n, :, y, x], k[n, :, key i]>."""
     q_, k_ = widen(q), widen(k)
@@ -39,6 +43,7 @@ def ca_weight(problem: MapProblem, *, q: np.ndarray, k: np.ndarray, energy: np.n
     round_into(energy, energy_)
 
 
+@_follows_ieee
 def ca_weight_backward(
     problem: MapProblem,
     *,
@@ -59,17 +64,18 @@ def ca_weight_backward(
     round_into(dk, dk_)
 
 
+@_follows_ieee
 def ca_softmax(problem: MapProblem, *, energy: np.ndarray, attention: np.ndarray) -> None:
     """Softmax over the keys of each pixel."""
     energy_ = widen(energy)
     attention_ = np.zeros_like(energy_)
-    with np.errstate(invalid="ignore"):
-        for n, y, x in np.ndindex(problem.batch, problem.height, problem.width):
-            weights = np.exp(energy_[n, :, y, x] - energy_[n, :, y, x].max())
-            attention_[n, :, y, x] = weights / weights.sum()
+    for n, y, x in np.ndindex(problem.batch, problem.height, problem.width):
+        weights = np.exp(energy_[n, :, y, x] - energy_[n, :, y, x].max())
+        attention_[n, :, y, x] = weights / weights.sum()
     round_into(attention, attention_)
 
 
+@_follows_ieee
 def ca_softmax_backward(
     problem: MapProblem, *, dattention: np.ndarray, attention: np.ndarray, denergy: np.ndarray
 ) -> None:
@@ -82,6 +88,7 @@ def ca_softmax_backward(
     round_into(denergy, denergy_)
 
 
+@_follows_ieee
 def ca_map(problem: MapProblem, *, attention: np.ndarray, v: np.ndarray, out: np.ndarray) -> None:
     """out[n, :, y, x] = sum over keys of attention[n, i, y, x] v[n, :, key i]."""
     v_ = widen(v)
@@ -92,6 +99,7 @@ def ca_map(problem: MapProblem, *, attention: np.ndarray, v: np.ndarray, out: np
     round_into(out, out_)
 
 
+@_follows_ieee
 def ca_map_backward(
     problem: MapProblem,
     *,

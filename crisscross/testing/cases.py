@@ -105,7 +105,8 @@ def assert_matches_reference(case: AttentionCase, **results: Any) -> None:
     Raises
     ------
     AssertionError
-        If any is outside the tolerance; the message gives the figures of all of them. NaN fails.
+        If any is outside the tolerance; the message gives the figures of all of them. NaN fails,
+        and so does any dk or dv but zero where the key is masked.
 
     Notes
     -----
@@ -125,8 +126,9 @@ def assert_matches_reference(case: AttentionCase, **results: Any) -> None:
     AssertionError: out: FAILS, rms error ...
     """
     unknown = set(results) - set(case.exact)
-    if unknown:
-        raise TypeError(f"results: expected some of {list(case.exact)}, got {sorted(unknown)}")
+    if unknown or not results:
+        got = sorted(unknown) or "none"
+        raise TypeError(f"results: expected some of {list(case.exact)}, got {got}")
     found = [
         measure(
             name,
@@ -136,5 +138,20 @@ def assert_matches_reference(case: AttentionCase, **results: Any) -> None:
         )
         for name, result in results.items()
     ]
-    if not all(discrepancy.passes for discrepancy in found):
-        raise AssertionError("\n".join([*map(str, found), repr(case)]))
+    lines = [str(discrepancy) for discrepancy in found]
+    lines += _find_masked_gradients(case, results)
+    if len(lines) > len(found) or not all(discrepancy.passes for discrepancy in found):
+        raise AssertionError("\n".join([*lines, repr(case)]))
+
+
+def _find_masked_gradients(case: AttentionCase, results: dict[str, Any]) -> list[str]:
+    """Name the gradients that are not exactly zero where the mask hides the key."""
+    if case.key_mask is None:
+        return []
+    found = []
+    for name in ("dk", "dv"):
+        if name in results and results[name].shape == case.exact[name].shape:
+            gradient = np.moveaxis(from_dlpack(results[name]), case.problem.channel_axis, -1)
+            if (gradient[~case.key_mask] != 0).any():
+                found.append(f"{name}: FAILS, not exactly zero at masked positions")
+    return found

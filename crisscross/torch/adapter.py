@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.forward_ad import unpack_dual
 
 from crisscross.bridge.capsule import numpy_bfloat16
 from crisscross.dispatch import Description, Obstacle, ObstacleError
@@ -15,9 +16,17 @@ from crisscross.problem import ArraySpec
 def describe(array: Any) -> Description | None:
     if not isinstance(array, torch.Tensor):
         return None
-    spec = ArraySpec(tuple(array.shape), str(array.dtype).removeprefix("torch."))
+    if array.is_nested:
+        # It has no sizes to be told.
+        obstacle = Obstacle("a plain tensor; call x.to_padded_tensor(0.0)", "a nested tensor")
+        return Description(ArraySpec((), _name_dtype(array)), None, obstacle)
+    spec = ArraySpec(tuple(array.shape), _name_dtype(array))
     device = "cpu" if array.device.type == "cpu" else str(array.device)
     return Description(spec, device, _find_obstacle(array))
+
+
+def _name_dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
@@ -28,6 +37,16 @@ def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
             "torch.compiler.disable",
             "a tensor being traced",
         )
+    proxy_mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    if torch._C._is_tracing() or proxy_mode is not None:
+        # What is computed outside of the tracer's sight would become a constant of the graph.
+        return Obstacle("a tensor outside of torch.jit.trace and make_fx", "a tensor being traced")
+    if unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+        return Obstacle(
+            "a tensor without tangent, for forward-mode differentiation is not supported yet; "
+            "unpack the dual tensor and call on its primal",
+            "a dual tensor",
+        )
     if isinstance(tensor, torch._subclasses.FakeTensor):
         return Obstacle("a tensor with memory, outside of tracing", "a FakeTensor")
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -35,7 +54,9 @@ def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
     if tensor.layout is not torch.strided:
         return Obstacle("a strided tensor; call x.to_dense()", f"layout {tensor.layout}")
     if tensor.device.type == "meta":
-        return Obstacle("a tensor with memory", "a meta tensor")
+        return Obstacle("a tensor with memory; call x.to_empty(device='cpu')", "a meta tensor")
+    if tensor.dtype.is_floating_point and tensor.element_size() == 1:
+        return Obstacle("a dtype that NumPy has; call x.to(torch.float16)", str(tensor.dtype))
     if tensor.is_quantized:
         return Obstacle("a plain tensor; call x.dequantize()", "a quantized tensor")
     if tensor.requires_grad and torch.is_grad_enabled():
@@ -44,6 +65,9 @@ def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
             "torch.no_grad()) and the *_backward function",
             "a tensor that requires grad",
         )
+    storage = tensor.untyped_storage()
+    if tensor.numel() and storage.nbytes() == 0:
+        return Obstacle("a tensor with memory; gather or materialise it first", "freed storage")
     # A lazily conjugated or negated tensor shares memory that holds the other sign.
     if tensor.is_conj():
         return Obstacle("a resolved tensor; call x.resolve_conj()", "the conjugate bit set")

@@ -118,6 +118,87 @@ def test_an_export_that_fails(boxes):
     assert "got RuntimeError: not today" in str(caught.value)
 
 
+def test_an_export_that_can_only_copy(boxes):
+    class Copying(Box):
+        def __dlpack__(self, *, copy=None, **_):
+            if copy is False:
+                raise BufferError("this memory cannot be shared")
+            return self.array.copy().__dlpack__()
+
+    with pytest.raises(crisscross.BridgeError, match="this memory cannot be shared"):
+        crisscross.from_dlpack(Copying(Q))
+
+
+def test_an_exporter_of_before_the_copy_option(boxes):
+    class Old(Box):
+        def __dlpack__(self, stream=None):
+            return self.array.__dlpack__()
+
+    assert crisscross.from_dlpack(Old(Q)).ctypes.data == Q.ctypes.data
+
+
+def test_a_capsule_that_was_consumed(boxes):
+    """Its memory may be gone: it must not even be looked into."""
+
+    class OneShot(Box):
+        capsule = None
+
+        def __dlpack__(self, **options):
+            if self.capsule is None:
+                self.capsule = super().__dlpack__()
+            return self.capsule
+
+    box = OneShot(Q.astype(ml_dtypes.bfloat16))
+    crisscross.from_dlpack(box)
+    with pytest.raises(crisscross.BridgeError, match="nobody has consumed, got b'used_dltensor"):
+        crisscross.from_dlpack(box)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint16"])
+def test_bfloat16_that_is_something_else(boxes, dtype):
+    box = Box(Q.astype(dtype))
+    box.dtype = "boxes.bfloat16"
+    with pytest.raises(crisscross.BridgeError, match=r"expected the DLPack dtype \(4, 16, 1\)"):
+        crisscross.from_dlpack(box)
+
+
+def test_memory_that_is_not_what_its_owner_says(boxes):
+    box = Box(Q[:, :, :2])
+    box.shape = Q.shape
+    with pytest.raises(crisscross.BridgeError, match=r"q: .* \(2, 4, 3, 5\) that the array tells"):
+        crisscross.criss_cross_attention(box, Box(K), Box(V))
+
+
+@pytest.mark.parametrize("size", [None, float("nan")])
+def test_a_lazy_array_without_sizes(boxes, size):
+    box = Box(Q)
+    box.shape = (2, 4, size, 5)
+    with pytest.raises(TypeError, match=r"q: expected an array .* got boxes\.core\.Box"):
+        crisscross.criss_cross_attention(box, Box(K), Box(V))
+
+
+def test_a_base_class_of_numpy_does_not_make_a_numpy_array(boxes):
+    class Mixed(Box, np.lib.mixins.NDArrayOperatorsMixin):
+        pass
+
+    assert crisscross.from_dlpack(Mixed(Q)).ctypes.data == Q.ctypes.data
+
+
+@pytest.mark.parametrize("written", ["{}", "boxes.{}", "<dtype: '{}'>", "<class 'boxes.{}'>"])
+def test_the_ways_to_write_a_dtype(boxes, written):
+    box = Box(Q)
+    box.dtype = written.format("float64")
+    assert crisscross.explain(box, box, box).problem.dtype == "float64"
+
+
+def test_cpu_memory_for_cupy(monkeypatch):
+    """CuPy's own words would be `CPU arrays cannot be directly imported to CuPy`."""
+    cupy_array = type("ndarray", (Box,), {})
+    monkeypatch.setattr(cupy_array, "__module__", "cupy")
+    with pytest.raises(crisscross.BridgeError, match=r"copy it there with cupy\.asarray, got CPU"):
+        crisscross.to_dlpack(Q, cupy_array(Q))
+
+
 def test_a_device_that_fails(boxes):
     class Lost(Box):
         def __dlpack_device__(self):
@@ -147,6 +228,9 @@ def test_pinned_memory_is_host_memory(boxes):
             return (3, 0)
 
     assert crisscross.explain(Pinned(Q), Pinned(K), Pinned(V)).device == "cpu"
+    _, exporter = crisscross.criss_cross_attention(Pinned(Q), Pinned(K), Pinned(V))
+    expected = crisscross.criss_cross_attention(Q, K, V)
+    np.testing.assert_array_equal(np.from_dlpack(exporter), expected)
 
 
 @law(

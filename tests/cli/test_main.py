@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import subprocess
 import sys
 
@@ -103,12 +104,13 @@ def run_doctor(capsys) -> dict[str, list[tuple[str, str]]]:
     assert main(["doctor"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "\x1b" not in out
-    sections = {}
+    sections, columns = {}, set()
     for block in out.strip().split("\n\n"):
         title, *lines = block.split("\n")
-        assert len({line.index(line[2:].split("  ")[0]) for line in lines}) == 1
-        rows = [line.strip().split("  ", 1) for line in lines]
-        sections[title] = [(name, value.strip()) for name, value in rows]
+        cells = [re.fullmatch(r"  (\S.*?) {2,}(\S.*)", line) for line in lines]
+        sections[title] = [(cell[1], cell[2]) for cell in cells if cell]
+        columns |= {cell.start(2) if cell else None for cell in cells}
+    assert len(columns) == 1, "values are not aligned"
     return sections
 
 

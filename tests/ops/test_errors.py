@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import ml_dtypes
 import numpy as np
@@ -191,7 +192,8 @@ TABLE = [
      "k.shape: expected (2, 8, 5, 7) like q, got (2, 4, 5, 7)"),
     ("ca_weight", {"k": HALF}, TYPE, "k.dtype: expected float32 like q, got float16"),
     ("ca_weight", {"q": Q[:, :, :0], "k": Q[:, :, :0]}, VALUE,
-     "q.shape: expected C, H and W of at least 1, (N, C, H, W), got (2, 8, 0, 7)"),
+     "q.shape: expected C, H and W of at least 1, (N, C, H, W), got (2, 8, 0, 7)\n"
+     "k.shape: expected C, H and W of at least 1, (N, C, H, W), got (2, 8, 0, 7)"),
     ("ca_weight_backward", {"denergy": MAP[:, 1:]}, VALUE,
      "denergy.shape: expected (2, 11, 5, 7) (N, H+W-1, H, W), got (2, 10, 5, 7)"),
     ("ca_weight_backward", {"denergy": MAP.astype(np.float16)}, TYPE,
@@ -219,6 +221,42 @@ TABLE = [
      "self_value: expected a real number, got '0'"),
     ("from_port_layout", {"ported": MAP}, VALUE,
      "ported.shape: expected (2, 11, 5, 16) (N, H, W, H+W), got (2, 11, 5, 7)"),
+    ("criss_cross_attention", {"scale": 10**400}, VALUE,
+     "scale: expected a number that float64 holds, got int"),
+    ("criss_cross_attention", {"scale": 1e39}, VALUE,
+     "scale: expected a number that float32 holds, got 1e+39"),
+    ("criss_cross_attention", {"return_lse": np.True_}, TYPE,
+     "return_lse: expected True or False, got bool np.True_"),
+    ("criss_cross_attention", {"backend": np.ones(2)}, TYPE,
+     f"backend: expected {BACKENDS}, got ndarray array([1., 1.])"),
+    ("criss_cross_attention", {"precision": "x" * 100_000}, VALUE,
+     f"precision: expected {PRECISIONS}, got str"),
+    ("criss_cross_attention", {"axes": "row"}, TYPE,
+     "axes: expected None or a tuple of integers, got 'row'"),
+    ("criss_cross_attention", {"v": V[0, 0], "channel_axis": -1, "key_mask": None}, VALUE,
+     "v.shape: expected at least 3 axes, (N, *S, C), got 2 axes: (5, 7)\n"
+     "q.shape[-1]: expected a positive multiple of heads = 2, got 7"),
+    ("to_port_layout", {"self_value": 1e300}, VALUE,
+     "self_value: expected a number that float32 holds, got 1e+300"),
+    ("to_port_layout", {"self_value": -(10**400)}, VALUE,
+     "self_value: expected a number that float64 holds, got int"),
+    # what can be known without the first array
+    ("criss_cross_attention", {"q": [1.0], "v": V[:1]}, VALUE,
+     f"q: expected {ANY_ARRAY}, got list\n"
+     "v.shape: expected (2, channels, 5, 7) like k but for the channels, got (1, 16, 5, 7)"),
+    ("criss_cross_attention", {"q": [1.0], "axes": (0, -2)}, VALUE,
+     f"q: expected {ANY_ARRAY}, got list\n"
+     "axes: expected each spatial axis once, got tuple (0, -2)"),
+    ("merge_attentions", {"outs": 3, "lses": [LSE, LSE[:1]]}, VALUE,
+     "outs: expected a list or tuple of arrays, got 3\n"
+     "lses[1].shape: expected (2, 2, 5, 7) like lses[0], got (1, 2, 5, 7)"),
+    ("ca_weight", {"q": Q[0], "k": HALF[0]}, VALUE,
+     "k.dtype: expected float32 like q, got float16\n"
+     "q.shape: expected 4 axes, (N, C, H, W), got 3 axes: (8, 5, 7)\n"
+     "k.shape: expected 4 axes, (N, C, H, W), got 3 axes: (8, 5, 7)"),
+    ("ca_map", {"v": V.astype(int), "attention": MAP.astype(int)}, TYPE,
+     f"v.dtype: expected {FLOATS}, got int64\n"
+     "attention.dtype: expected float32 (also for 16-bit features) or float64, got int64"),
     # two and more at once
     ("criss_cross_attention", {"k": Q[:, :, :4], "scale": "x"}, VALUE,
      "scale: expected a real number, got 'x'\n"
@@ -260,6 +298,43 @@ def test_messages(function, changes, error, lines):
     else:
         listed = "\n  ".join(expected)
         assert str(caught.value) == f"{function}: {len(expected)} mismatches\n  {listed}"
+
+
+def root(mismatch):
+    """The argument that a mismatch is about: `outs` of `outs[1].shape`."""
+    return mismatch.argument.partition(".")[0].partition("[")[0]
+
+
+def find_roots(function, changes):
+    with pytest.raises(errors.CrissCrossError) as caught:
+        getattr(crisscross, function)(**{**VALID[function], **changes})
+    return {root(mismatch) for mismatch in caught.value.mismatches}
+
+
+def list_pairs():
+    """Two faults of one function that touch different arguments."""
+    for number, (function, changes, _, lines) in enumerate(TABLE):
+        for other, more, _, other_lines in TABLE[:number]:
+            if function == other and not set(changes) & set(more):
+                # Only faults of the very arguments that were changed, and not of one that is held
+                # to the other: if q is no array, nobody can say whether k or v is the wrong one.
+                every = f"{lines}\n{other_lines}".split("\n")
+                own = {re.split(r"[.:\[]", line)[0] for line in every}
+                leaders = set(re.findall(r" (?:like|as|for \w+) (\w+)", f"{lines} {other_lines}"))
+                changed = set(changes) | set(more)
+                if own == changed and not leaders & changed:
+                    yield function, {**changes, **more}
+
+
+def test_any_two_faults_are_both_named():
+    pairs = list(list_pairs())
+    assert len(pairs) > 500
+    missing = [
+        (function, changes.keys(), found)
+        for function, changes in pairs
+        if not set(changes) <= (found := find_roots(function, changes))
+    ]
+    assert missing == []
 
 
 #: What may be broken in any array of any function, and the words its message must hold.

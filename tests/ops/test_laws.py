@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 import crisscross
 from crisscross.problem import split_heads
-from crisscross.testing import AttentionCase, attention_cases, attention_problems
+from crisscross.testing import (
+    LAYOUTS,
+    AttentionCase,
+    attention_cases,
+    attention_problems,
+    lay_out,
+    make_case,
+)
 from tests.support.properties import law
 
 FLOAT64 = attention_problems(dtypes=("float64",))
@@ -136,6 +143,13 @@ def test_a_wild_image_does_not_change_its_neighbour(case, huge):
     assert_all_equal([x[:1] for x in actual], [x[:1] for x in expected])
 
 
+@law(case=attention_cases(attention_problems()), layout=st.sampled_from(LAYOUTS))
+def test_memory_layout_does_not_change_a_bit(case, layout):
+    """The same values in another place and order are the same problem."""
+    moved = {name: lay_out(getattr(case, name), layout) for name in ("q", "k", "v", "dout")}
+    assert_all_equal(everything(dataclasses.replace(case, **moved)), everything(case))
+
+
 @law(attention_cases(attention_problems()))
 def test_the_same_call_gives_the_same_bits(case):
     assert_all_equal(everything(case), everything(case))
@@ -243,6 +257,18 @@ def test_the_shares_of_the_gradients_add(case):
             np.testing.assert_allclose(sum(parts), whole, **TOLERANCE)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("height", [0.0, 100.0, -1e4])
+def test_merging_constants_gives_the_constant(dtype, height):
+    """However large lse is: its digits before the point must not be lost to the weights."""
+    rng = np.random.default_rng(0)
+    compute = "float64" if dtype == "float64" else "float32"
+    outs = [np.full((1, 4, 7, 9), 3, dtype)] * 3
+    lses = [(height + rng.standard_normal((1, 2, 7, 9))).astype(compute) for _ in outs]
+    out, _ = crisscross.merge_attentions(outs, lses)
+    np.testing.assert_allclose(out, 3, rtol=4 * np.finfo(compute).eps)
+
+
 @law(case=CASES64, seed=st.integers(0, 2**16))
 def test_the_gradient_of_a_sum_is_the_sum_of_gradients(case, seed):
     """The backward is linear in (dout, dlse)."""
@@ -297,6 +323,22 @@ def test_outputs_follow_their_inputs(case):
     assert lse.shape == case.problem.lse_shape
     assert lse.dtype == case.problem.compute_dtype
     assert lse.flags.c_contiguous
+
+
+def test_each_output_follows_its_own_input():
+    """Four inputs in four memory formats."""
+    case = make_case((3, 5), batch=2, heads=2, head_size_qk=3, head_size_v=2)
+    orders = {"q": (0, 1, 2, 3), "k": (0, 2, 3, 1), "v": (3, 1, 0, 2), "dout": (1, 0, 2, 3)}
+    moved = {
+        name: getattr(case, name).transpose(order).copy().transpose(np.argsort(order))
+        for name, order in orders.items()
+    }
+    moved_case = dataclasses.replace(case, **moved)
+    results = everything(moved_case)
+    out, _, dq, dk, dv = results
+    for result, name in ((out, "v"), (dq, "q"), (dk, "k"), (dv, "v")):
+        assert sorted_axes(result) == list(orders[name])
+    assert_all_equal(results, everything(case))
 
 
 def sorted_axes(array: np.ndarray) -> list[int]:

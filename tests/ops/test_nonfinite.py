@@ -154,6 +154,23 @@ def test_a_strip_of_one_without_itself():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_no_warning_escapes(backend, poison):
+    """Warnings are errors here, and NaN is none of ours."""
+    x = np.full((1, 2, 3, 4), poison)
+    maps = np.full((1, 6, 3, 4), poison)
+    crisscross.ca_weight(x, x, backend=backend)
+    crisscross.ca_weight_backward(maps, x, x, backend=backend)
+    crisscross.ca_softmax(maps, backend=backend)
+    crisscross.ca_softmax_backward(maps, maps, backend=backend)
+    crisscross.ca_map(maps, x, backend=backend)
+    crisscross.ca_map_backward(x, maps, x, backend=backend)
+    out, lse = crisscross.criss_cross_attention(x, x, x, return_lse=True, backend=backend)
+    crisscross.criss_cross_attention_backward(x, x, x, x, out, lse, backend=backend)
+    crisscross.merge_attentions([out, out], [lse, lse], backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize(("query", "key"), [(1, -np.inf), (-np.inf, 1)])
 def test_keys_without_any_weight_are_no_keys(backend, query, key):
     """All energies -inf: out = 0, lse = -inf and zero gradients, whatever v, dout and dlse hold."""

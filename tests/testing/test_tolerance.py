@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
+from hypothesis import find, settings
 from hypothesis import strategies as st
 
 import crisscross
@@ -65,6 +67,33 @@ def test_the_bound_is_tight(dtype):
         wrong = (case.exact[name] * (1 + units * ulp)).astype(numpy_dtype(dtype))
         with pytest.raises(AssertionError, match=f"{name}: FAILS"):
             assert_matches_reference(case, **{name: wrong})
+
+
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+def test_the_baseline_is_as_good_as_its_dtype(dtype):
+    """Its own error is of the size of a rounding; a baseline that is off would allow anything."""
+    case = make_case((9, 11), heads=2, dtype=dtype, head_size_qk=8, head_size_v=16, masked=True)
+    for name, exact in case.exact.items():
+        finite = np.isfinite(exact)
+        size = np.sqrt(np.mean(exact[finite] ** 2))
+        for baseline in case.baselines:
+            error = np.sqrt(np.mean((baseline[name].astype(exact.dtype) - exact)[finite] ** 2))
+            ulp = epsilon_of(baseline[name].dtype)
+            assert error <= (1.0 if dtype in ("float16", "bfloat16") else 4.0) * ulp * size, name
+
+
+def test_the_evaluations_of_the_baseline_differ():
+    """Four: as it comes and in other orders; with the weights rounded and kept wide."""
+    half = make_case((9, 11), dtype="float16", head_size_qk=8).baselines
+    single = make_case((9, 11), dtype="float32", head_size_qk=8).baselines
+    assert len(half) == len(single) == 4
+    for first, second in itertools.combinations(single, 2):
+        assert (first["lse"] != second["lse"]).any()
+        assert (first["dv"] != second["dv"]).any()
+    # Rounded weights are what half precision loses most by.
+    case = make_case((9, 11), dtype="float16", head_size_qk=8)
+    errors = [np.abs(x["dv"] - case.exact["dv"]).mean() for x in case.baselines]
+    assert max(errors[2:]) < min(errors[:2])
 
 
 @law(attention_cases(attention_problems()))
@@ -145,6 +174,8 @@ def test_infinities_must_be_met():
     assert_matches_reference(case, **results)
     with pytest.raises(AssertionError, match="lse: misses the oracle's infinities"):
         assert_matches_reference(case, lse=np.nan_to_num(results["lse"], neginf=-1e30))
+    with pytest.raises(AssertionError, match="lse: misses the oracle's infinities"):
+        assert_matches_reference(case, lse=-results["lse"])
     open_case = make_case((4, 5))
     lse = run(open_case)["lse"]
     lse[0, 0, 0, 0] = -np.inf
@@ -169,14 +200,95 @@ def test_all_figures_are_told():
     assert "seed=5" in lines[5]
 
 
+def test_overflow_must_be_overflow():
+    """Where float16 cannot hold the oracle's result, infinity is right, and nothing else is."""
+    case = make_case((4, 5), dtype="float16")
+    case = dataclasses.replace(case, dout=np.full_like(case.dout, 60000))
+    results = run(case)
+    assert np.isinf(results["dv"]).any() and not np.isinf(results["dv"]).all()
+    assert_matches_reference(case, dv=results["dv"])
+    for wrong in (0, -12345, -np.inf, np.inf):
+        with pytest.raises(AssertionError, match=r"dv: (FAILS|misses)"):
+            assert_matches_reference(case, dv=np.full_like(results["dv"], wrong))
+
+
+def test_no_results_are_no_success():
+    with pytest.raises(TypeError, match=r"expected some of .*, got none"):
+        assert_matches_reference(make_case((4, 5)))
+
+
+@pytest.mark.parametrize("name", ["dk", "dv"])
+@pytest.mark.parametrize("channel_axis", [1, -1])
+def test_masked_gradients_are_exactly_zero(name, channel_axis):
+    case = make_case((4, 5), dtype="float16", masked=True, channel_axis=channel_axis)
+    results = run(case)
+    assert_matches_reference(case, **results)
+    np.moveaxis(results[name], channel_axis, -1)[~case.key_mask] = 1e-6
+    with pytest.raises(AssertionError, match=f"{name}: FAILS, not exactly zero at masked"):
+        assert_matches_reference(case, **results)
+
+
+#: Corners that the documentation promises of the strategies.
+CORNERS = {
+    "an empty batch": lambda case: case.problem.batch == 0,
+    "three axes": lambda case: len(case.problem.spatial) == 3,
+    "a subset of the axes": lambda case: len(case.problem.axes) < len(case.problem.spatial),
+    "a single position": lambda case: set(case.problem.spatial) == {1},
+    "a prime": lambda case: 13 in case.problem.spatial,
+    "heads": lambda case: case.problem.heads == 3,
+    "head sizes that differ": lambda case: case.problem.head_size_qk != case.problem.head_size_v,
+    "channels last": lambda case: case.problem.channel_axis == -1,
+    "bfloat16": lambda case: case.q.dtype == numpy_dtype("bfloat16"),
+    "no key at all": lambda case: case.problem.masked and not case.key_mask.any(),
+    "some keys": lambda case: case.problem.masked and 0 < case.key_mask.mean() < 1,
+    "no gradient of lse": lambda case: case.dlse is None,
+    "a gradient of lse": lambda case: case.dlse is not None,
+    "gaps": lambda case: case.v.strides[-1] == 2 * case.v.itemsize,
+    "backwards": lambda case: case.v.strides[-1] < 0,
+    "channels innermost": lambda case: "permuted" in case.story and case.q.size > 8,
+    "an odd address": lambda case: case.v.ctypes.data % 16 == case.v.itemsize,
+    "outliers": lambda case: "outliers=True" in case.story,
+    "a small scale": lambda case: case.problem.scale == 1e-3,
+    "large energies": lambda case: "energy_peak=100.0" in case.story,
+}
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_the_strategies_reach(corner):
+    quick = settings(max_examples=2000, database=None, derandomize=True)
+    assert find(attention_cases(), CORNERS[corner], settings=quick) is not None
+
+
+def test_axial_problems_leave_self_out_too():
+    quick = settings(max_examples=500, database=None, derandomize=True)
+    for include_self in (True, False):
+        found = find(
+            attention_problems(axial=True),
+            lambda problem, wanted=include_self: problem.include_self is wanted,
+            settings=quick,
+        )
+        assert len(found.axes) == 1
+
+
+def test_outliers_stand_out():
+    plain, wild = (
+        make_case((30, 30), head_size_qk=8, outliers=outliers) for outliers in (False, True)
+    )
+
+    def spread(array):
+        return np.abs(array).max() / np.median(np.abs(array))
+
+    assert spread(wild.q) > 2 * spread(plain.q) and spread(wild.k) > 2 * spread(plain.k)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_keep_the_values(layout):
     array = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
     laid = lay_out(array, layout)
     np.testing.assert_array_equal(laid, array)
     assert not np.shares_memory(laid, array)
-    differs = laid.strides != array.strides or laid.ctypes.data % 8 != array.ctypes.data % 8
-    assert differs or layout in ("contiguous", "offset")
+    assert (laid.strides == array.strides) is (layout in ("contiguous", "offset"))
+    assert (laid.ctypes.data % 16 == 4) is (layout == "offset")
 
 
 def test_an_unknown_layout():

@@ -193,6 +193,88 @@ def test_compile():
     assert torch.equal(compiled(x), call(x))
 
 
+def test_tracers_that_would_keep_a_constant():
+    x = draw(1, 4, 3, 5)
+
+    def call(y):
+        return crisscross.criss_cross_attention(y, y, y)
+
+    with pytest.raises(crisscross.BridgeError, match=r"outside of torch\.jit\.trace and make_fx"):
+        torch.fx.experimental.proxy_tensor.make_fx(call)(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates torch.jit
+        with pytest.raises(crisscross.BridgeError, match="got a tensor being traced"):
+            torch.jit.trace(call, x)
+
+
+def test_forward_mode_tangents():
+    """They would be dropped without a word, whether gradients are recorded or not."""
+    from torch.autograd import forward_ad
+
+    x = draw(1, 4, 3, 5)
+    with forward_ad.dual_level():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch loads deprecated parts of its own
+            dual = forward_ad.make_dual(x, torch.ones_like(x))
+        for recording in (True, False):
+            with torch.set_grad_enabled(recording):
+                refuse(lambda _: dual, "call on its primal, got a dual tensor")
+        out = crisscross.criss_cross_attention(x, x, x)
+    assert torch.equal(out, crisscross.criss_cross_attention(x, x, x))
+
+
+def test_freed_storage():
+    """What sharded training leaves of a parameter: sizes without memory."""
+
+    def free(x):
+        x.untyped_storage().resize_(0)
+        return x
+
+    refuse(free, "got freed storage")
+
+
+def test_nested():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces a prototype
+        refuse(lambda x: torch.nested.nested_tensor([x[0], x[0, :2]]), r"to_padded_tensor")
+
+
+def test_subclasses_are_tensors():
+    class Mine(torch.Tensor):
+        pass
+
+    x = draw(1, 4, 3, 5)
+    out = crisscross.criss_cross_attention(*(x.as_subclass(Mine),) * 3)
+    assert torch.equal(out, crisscross.criss_cross_attention(x, x, x))
+
+
+def test_broadcast_inputs_give_compact_outputs():
+    q, v = draw(6, 4, 3, 5), draw(1, 4, 3, 5).expand(6, -1, -1, -1)
+    out = crisscross.criss_cross_attention(q, q, v)
+    assert out.stride() == torch.empty_like(v).stride() == (60, 15, 5, 1)
+
+
+THREADS = """
+import sys, threading
+import torch, crisscross
+sys.setswitchinterval(1e-6)
+x, failed = torch.ones(1, 2, 3, 4), []
+def call():
+    try:
+        crisscross.criss_cross_attention(x, x, x)
+    except BaseException as error:
+        failed.append(error)
+threads = [threading.Thread(target=call) for _ in range(16)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(failed)
+"""
+
+
+def test_the_first_call_may_come_from_many_threads(run_python):
+    assert run_python(THREADS).strip() == "[]"
+
+
 def test_other_objects_of_torch():
     with pytest.raises(TypeError, match=r"q: expected an array .* got torch\.nn\.modules"):
         crisscross.criss_cross_attention(torch.nn.Identity(), draw(1, 4, 3), draw(1, 4, 3))
@@ -200,9 +282,11 @@ def test_other_objects_of_torch():
 
 def test_a_dtype_of_torch_alone():
     x = draw(1, 4, 3, 5).to(torch.float8_e4m3fn)
-    with pytest.raises(TypeError, match=r"q\.dtype: expected one of .* got float8_e4m3fn"):
+    with pytest.raises(
+        crisscross.CrissCrossError, match=r"q\.dtype: expected one of .* got float8"
+    ):
         crisscross.criss_cross_attention(x, x, x)
-    with pytest.raises(crisscross.BridgeError, match="array: expected memory that DLPack"):
+    with pytest.raises(crisscross.BridgeError, match=r"a dtype that NumPy has; call x\.to\("):
         crisscross.from_dlpack(x)
 
 
@@ -234,6 +318,16 @@ def test_mixed_libraries():
         TypeError, match="k: expected an array of torch like q, got an array of numpy"
     ):
         crisscross.criss_cross_attention(x, x.numpy(), x)
+
+
+def test_a_dtype_is_no_example():
+    with pytest.raises(TypeError, match=r"like: expected one of .* got torch\.dtype"):
+        crisscross.to_dlpack(np.zeros(3), torch.float32)
+
+
+def test_masked_arrays_are_not_handed_over():
+    with pytest.raises(crisscross.BridgeError, match="got a masked array"):
+        crisscross.to_dlpack(np.ma.masked_array(np.zeros(3), [True, False, False]), "torch")
 
 
 def test_to_the_library_of_an_example():
