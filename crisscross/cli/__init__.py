@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has left; the interpreter must not try to flush to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # of the terminal or the pipe; those of files are told before
+        return _fail(name, f"cannot print: {error.strerror or error}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -43,7 +43,6 @@ def build_parser() -> ArgumentParser:
             "demo",
             help=about,
             description=_sentence(about),
-            formatter_class=ArgumentDefaultsHelpFormatter,
         )
     )
     return parser
@@ -56,10 +55,29 @@ def _sentence(about: str) -> str:
 def _add_demo_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("image", nargs="?", type=Path, help="a photograph (default: scikit-image's camera)")
-    add("--out", type=Path, default=Path("crisscross-demo.png"), help="the PNG to write")
-    add("--sigma", type=_sigma, default=0.1, help="noise to add, in units of black to white")
-    add("--seed", type=_whole(0, 2**32 - 1), default=0, help="seed of the noise")
-    add("--patch", type=_patch, help="side of the patches compared (default: from sigma)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("crisscross-demo.png"),
+        help="the PNG to write (default: %(default)s)",
+    )
+    add(
+        "--sigma",
+        type=_sigma,
+        default=0.1,
+        help="noise to add, black to white being 1; 0.001 to 1 (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=_whole(0, 2**32 - 1),
+        default=0,
+        help="seed of the noise (default: %(default)s)",
+    )
+    add(
+        "--patch",
+        type=_patch,
+        help="side of the patches; odd, 1 to 11 (default: 5, or 7 for grey at sigma >= 0.15)",
+    )
     add(
         "--mark",
         type=_whole(0, 2**31),
@@ -71,7 +89,7 @@ def _add_demo_arguments(parser: ArgumentParser) -> None:
         "--max-side",
         type=_whole(16, 4096),
         default=512,
-        help="larger images are scaled down to this side",
+        help="larger images are scaled down to this side; 16 to 4096 (default: %(default)s)",
     )
 
 

@@ -61,11 +61,13 @@ def run(arguments: Namespace) -> None:
     CommandError
         If an argument, the image or the output does not serve.
     """
+    if arguments.image is not None and arguments.out.resolve() == arguments.image.resolve():
+        raise CommandError(f"cannot write {arguments.out}: it is the photograph itself")
     # One BLAS thread, as scikit-image's means have. Strips make small products, which gain little
     # from a second thread, and lose a lot where it has to wait for a busy CPU.
     with replace_when_done(arguments.out) as unfinished, threadpool_limits(1, "blas"):
         photograph = scale_down(_open(arguments.image), arguments.max_side)
-        patch = _find_patch(photograph.image, arguments)
+        patch = _find_patch(photograph, arguments)
         pixel = _find_pixel(photograph, arguments.mark)
         results = _compute(photograph.image, patch, pixel, arguments, unfinished)
     Console().print(_make_table(photograph.image, results, arguments))
@@ -79,13 +81,15 @@ def _open(path: Path | None) -> Image.Image:
     return Image.fromarray(data.camera())  # type: ignore[no-untyped-call]
 
 
-def _find_patch(clean: np.ndarray, arguments: Namespace) -> int:
-    height, width, channels = clean.shape
+def _find_patch(photograph: Photograph, arguments: Namespace) -> int:
+    height, width, channels = photograph.image.shape
     patch: int = arguments.patch or choose_patch(arguments.sigma, channels)
     least = max(patch, _REFERENCE_PATCH)
     if min(height, width) < least:
+        scaled = (height, width) != (photograph.full_height, photograph.full_width)
+        hint = "; it was scaled down, and a larger --max-side keeps more" if scaled else ""
         raise CommandError(
-            f"the image has {width} x {height} pixels, and a patch has {least} x {least}"
+            f"the image has {width} x {height} pixels, and patches need {least} x {least}{hint}"
         )
     return patch
 

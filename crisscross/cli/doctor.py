@@ -17,14 +17,26 @@ from crisscross.ops.backends import choose_backend, find_refusal
 
 __all__ = ["report"]
 
-_OPTIONAL = ("torch", "jax", "ml_dtypes", "hypothesis")
-_KINDS = (
-    ("NumPy", "cpu"),
-    ("torch, CPU", "cpu"),
-    ("jax, CPU", "cpu"),
-    ("other DLPack, CPU", "cpu"),
-    ("any, CUDA", "cuda:0"),
+_OPTIONAL = (
+    "torch",
+    "jax",
+    "ml_dtypes",
+    "hypothesis",
+    "scikit-image",
+    "matplotlib",
+    "pillow",
+    "rich",
 )
+#: Kind of array, device, and the package without which there are no such arrays.
+_KINDS = (
+    ("NumPy", "cpu", None),
+    ("torch, CPU", "cpu", "torch"),
+    ("jax, CPU", "cpu", "jax"),
+    ("other DLPack, CPU", "cpu", None),
+    ("any, CUDA", "cuda:0", None),
+)
+
+_ABSENT = "not installed"
 
 Row = tuple[str, str]
 
@@ -43,7 +55,10 @@ def report() -> str:
         "Versions": _find_versions(),
         "CPU": _describe_cpu(),
         "GPU": [("device", find_device_problem() or "a CUDA device can be used")],
-        "Backends": [(kind, _name_backend(device)) for kind, device in _KINDS],
+        "Backends": [
+            (kind, _name_backend(device) if package is None or _find_version(package) else _ABSENT)
+            for kind, device, package in _KINDS
+        ],
     }
     width = max(len(name) for rows in sections.values() for name, _ in rows)
     blocks = []
@@ -59,12 +74,15 @@ def _find_versions() -> list[Row]:
         ("Python", f"{platform.python_version()} ({platform.platform()})"),
         ("NumPy", np.__version__),
     ]
-    for name in _OPTIONAL:
-        try:
-            rows.append((name, version(name)))
-        except PackageNotFoundError:
-            rows.append((name, "not installed"))
-    return rows + (list(find_cupy().items()) or [("cupy", "not installed")])
+    rows += [(name, _find_version(name) or _ABSENT) for name in _OPTIONAL]
+    return rows + (list(find_cupy().items()) or [("cupy", _ABSENT)])
+
+
+def _find_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _describe_cpu() -> list[Row]:

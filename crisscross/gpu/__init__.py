@@ -22,7 +22,7 @@ def find_device_problem() -> str | None:
     """Say in one sentence why no CUDA device can be used, or None if one can."""
     installed = find_cupy()
     if not installed:
-        return "CuPy is not installed: pip install 'crisscross-attention[cuda12]' (or [cuda13])"
+        return "CuPy is not installed"
     if len(installed) > 1:
         names = " and ".join(installed)
         return f"{names} are both installed and exclude each other: uninstall one of them"
@@ -37,5 +37,4 @@ def find_device_problem() -> str | None:
 
 def find_unavailability() -> str | None:
     """Say why the CUDA backend cannot serve."""
-    reason = find_device_problem()
-    return "this version has no CUDA kernels yet" + ("" if reason is None else f"; also, {reason}")
+    return "this version has no CUDA kernels yet"

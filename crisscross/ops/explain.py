@@ -47,16 +47,25 @@ class Explanation:
         problem = self.problem
         sizes = "x".join(str(size) for size in problem.spatial)
         axes = ", ".join(str(axis) for axis in problem.axes)
-        lines = [
-            f"{problem.dtype} {sizes}, N = {problem.batch}, heads = {problem.heads}, "
-            f"D_qk = {problem.head_size_qk}, D_v = {problem.head_size_v}, axes {axes}",
-            f"arrays     {self.library}, on {self.device}",
-            f"backend    {self.backend}: {self.reason}",
-            f"algorithm  {self.algorithm}",
-            f"precision  {self.precision}",
+        layout = "(N, C, *S)" if problem.channel_axis == 1 else "(N, *S, C)"
+        rows = [
+            (
+                "problem",
+                f"{problem.dtype} {sizes}, N = {problem.batch}, heads = {problem.heads}, "
+                f"D_qk = {problem.head_size_qk}, D_v = {problem.head_size_v}",
+            ),
+            (
+                "",
+                f"{layout}, axes {axes}, scale {problem.scale:g}, "
+                f"{'a' if problem.masked else 'no'} key mask",
+            ),
+            ("arrays", f"{self.library}, on {self.device}"),
+            ("backend", f"{self.backend}: {self.reason}"),
+            ("algorithm", self.algorithm),
+            ("precision", self.precision),
+            *((f"not {name}", reason) for name, reason in self.refusals),
         ]
-        lines += [f"not {name:6} {reason}" for name, reason in self.refusals]
-        return "\n".join(lines)
+        return "\n".join(f"{label:14} {text}" for label, text in rows)
 
 
 def explain(

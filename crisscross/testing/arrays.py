@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,8 @@ def fill_case(
     dlse = rng.standard_normal(problem.lse_shape).astype(problem.compute_dtype)
     mask = rng.random(problem.mask_shape) < key_share
     q, k, v, dout = (lay_out(x.astype(dtype), layout) for x in (q, k, v, dout))
-    story = f"seed={seed}, energy_peak={energy_peak}, outliers={outliers}, layout={layout!r}"
+    fill: dict[str, Any] = {"seed": seed, "energy_peak": energy_peak, "outliers": outliers}
+    fill |= {"key_share": key_share, "with_dlse": with_dlse, "layout": layout}
     return AttentionCase(
         problem,
         q,
@@ -100,8 +102,15 @@ def fill_case(
         dout,
         dlse=lay_out(dlse, layout) if with_dlse else None,
         key_mask=mask if problem.masked else None,
-        story=story,
+        story=_write_call(problem, fill),
     )
+
+
+def _write_call(problem: AttentionProblem, fill: dict[str, Any]) -> str:
+    """Write the call of `make_case` that makes these arrays again."""
+    sizes = dataclasses.asdict(problem)
+    spatial, _ = sizes.pop("spatial"), sizes.pop("precision")
+    return f"make_case({spatial}, {', '.join(f'{k}={v!r}' for k, v in {**sizes, **fill}.items())})"
 
 
 def _longest(array: np.ndarray, problem: AttentionProblem) -> float:

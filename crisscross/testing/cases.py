@@ -27,7 +27,7 @@ class AttentionCase:
     dlse : ndarray, (N, heads, *S), or None
     key_mask : ndarray of bool, (N, *S), or None
     story : str
-        How the arrays were made, for messages.
+        The call that makes the case again, for messages.
     """
 
     problem: AttentionProblem
@@ -40,11 +40,14 @@ class AttentionCase:
     story: str = ""
 
     def __repr__(self) -> str:
-        return f"AttentionCase({self.problem}, {self.story})"
+        return self.story or f"AttentionCase({self.problem}, ...)"
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for `criss_cross_attention` and its backward."""
+        """Keyword arguments for `criss_cross_attention` and its backward.
+
+        scale, heads, axes, key_mask, channel_axis and precision.
+        """
         problem = self.problem
         return {
             "scale": problem.scale,

@@ -13,7 +13,8 @@ try:
     from hypothesis import strategies as st
 except ImportError:
     raise MissingDependencyError(
-        "crisscross.testing needs Hypothesis: pip install hypothesis"
+        "crisscross.testing needs Hypothesis, and ml_dtypes for bfloat16: "
+        "pip install hypothesis ml_dtypes"
     ) from None
 
 _SIZES = (1, 2, 3, 4, 5, 7, 8, 11, 13)

@@ -61,8 +61,8 @@ def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
         return Obstacle("a plain tensor; call x.dequantize()", "a quantized tensor")
     if tensor.requires_grad and torch.is_grad_enabled():
         return Obstacle(
-            "a tensor outside of autograd, which is not supported yet; call x.detach() (or use "
-            "torch.no_grad()) and the *_backward function",
+            "a tensor outside of autograd, which is not supported yet; wrap the call and its "
+            "*_backward in a torch.autograd.Function, or call x.detach()",
             "a tensor that requires grad",
         )
     storage = tensor.untyped_storage()

@@ -107,6 +107,18 @@ def test_a_library_without_from_dlpack(boxes):
         crisscross.criss_cross_attention(Box(Q), Box(K), Box(V))
 
 
+def test_a_library_found_by_its_array_namespace(boxes):
+    """The array API's own way comes before the package."""
+    namespace = types.SimpleNamespace(from_dlpack=lambda exporter: ("by namespace", exporter))
+
+    class Modern(Box):
+        def __array_namespace__(self, api_version=None):
+            return namespace
+
+    verdict, _ = crisscross.criss_cross_attention(Modern(Q), Modern(K), Modern(V))
+    assert verdict == "by namespace"
+
+
 def test_an_export_that_fails(boxes):
     class Stubborn(Box):
         def __dlpack__(self, **_):

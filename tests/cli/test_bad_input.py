@@ -49,12 +49,12 @@ CASES: dict[str, tuple[Make | None, list[str], str]] = {
     "image smaller than --patch": (
         save(np.zeros((7, 40), np.uint8)),
         ["--patch", "9"],
-        "a patch has 9 x 9",
+        "patches need 9 x 9",
     ),
     "too thin once scaled down": (
         save(np.zeros((8, 400), np.uint8)),
         ["--max-side", "100"],
-        "100 x 2 pixels",
+        "100 x 2 pixels, and patches need 5 x 5; it was scaled down",
     ),
     "mark below the image": (SOUND, ["--mark", "32", "0"], "outside the image"),
     "mark right of the image": (SOUND, ["--mark", "0", "32"], "outside the image"),
@@ -102,6 +102,14 @@ def check_failure(code: int, capsys: pytest.CaptureFixture[str], words: str) -> 
     assert code in (1, 2) and out == ""
     assert err.startswith("crisscross demo: ") and err.endswith("\n") and err.count("\n") == 1
     assert words in err and "Traceback" not in err
+
+
+def test_the_photograph_is_not_overwritten(small_photograph, capsys):
+    before = small_photograph.read_bytes()
+    assert small_photograph.suffix == ".png"
+    code = main(["demo", str(small_photograph), "--out", str(small_photograph)])
+    check_failure(code, capsys, "it is the photograph itself")
+    assert small_photograph.read_bytes() == before
 
 
 @pytest.mark.parametrize("limit", [1000, 2000], ids=["error", "warning"])

@@ -74,6 +74,23 @@ def test_a_reader_that_leaves_early_sees_no_traceback():
         assert process.wait() == 1
 
 
+def test_a_full_disk_behind_stdout_is_one_line():
+    code = "import sys; from crisscross.cli import main; sys.exit(main(['doctor']))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == (
+        "crisscross doctor: cannot print: No space left on device"
+    )
+    assert "Traceback" not in done.stderr
+
+
 OPTIONAL = {"matplotlib", "skimage", "PIL", "rich", "torch", "jax", "cupy", "ml_dtypes"}
 
 
@@ -138,6 +155,17 @@ def test_doctor_tells_everything(capsys):
     }
     array = np.ones((1, 2, 3, 4), np.float32)
     assert backends["NumPy"] == crisscross.explain(array, array, array).backend
+
+
+def test_doctor_knows_which_arrays_there_are(capsys, monkeypatch):
+    def version(name):
+        if name == "jax":
+            raise importlib.metadata.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(crisscross.cli.doctor, "version", version)
+    backends = dict(run_doctor(capsys)["Backends"])
+    assert (backends["torch, CPU"], backends["jax, CPU"]) == ("cpu", "not installed")
 
 
 def test_doctor_asks_the_library_which_backend_serves(capsys, monkeypatch):

@@ -18,13 +18,14 @@ V = np.ones((1, 16, 5, 7), np.float32)
 def test_the_text():
     text = str(crisscross.explain(Q, Q, V, heads=2, precision="tf32"))
     assert text.splitlines() == [
-        "float32 5x7, N = 1, heads = 2, D_qk = 4, D_v = 8, axes 0, 1",
-        "arrays     numpy, on cpu",
-        "backend    cpu: the first that serves cpu memory",
-        "algorithm  matmul along strips, merged by log-sum-exp; no attention map is kept",
-        "precision  tf32 asked for, IEEE float32 delivered",
-        "not gpu    it serves arrays in CUDA memory, and these are on cpu",
-        "not reference it serves only when asked for by name: backend='reference'",
+        "problem        float32 5x7, N = 1, heads = 2, D_qk = 4, D_v = 8",
+        "               (N, C, *S), axes 0, 1, scale 1, no key mask",
+        "arrays         numpy, on cpu",
+        "backend        cpu: the first that serves cpu memory",
+        "algorithm      matmul along strips, merged by log-sum-exp; no attention map is kept",
+        "precision      tf32 asked for, IEEE float32 delivered",
+        "not gpu        it serves arrays in CUDA memory, and these are on cpu",
+        "not reference  it serves only when asked for by name: backend='reference'",
     ]
 
 
@@ -35,6 +36,11 @@ def test_it_finds_the_very_problem(case):
     assert explanation.problem == case.problem
     assert (explanation.library, explanation.device) == ("numpy", "cpu")
     assert dict(explanation.refusals).keys() == {"gpu", "reference"}
+
+
+def test_one_axis_merges_nothing():
+    explanation = crisscross.explain(Q, Q, V, axes=(0,))
+    assert explanation.algorithm == "matmul along strips; no attention map is kept"
 
 
 def test_a_backend_by_name():
