@@ -42,6 +42,7 @@ def describe(array: Any) -> Description | None:
 def to_numpy(array: jax.Array) -> np.ndarray:
     # By DLPack: numpy.asarray copies where the layout is not row-major.
     view = import_bfloat16(array) if array.dtype == jnp.bfloat16 else import_shared(array)
+    # JAX arrays are immutable, whether or not the capsule says so.
     view.flags.writeable = False
     return view
 
