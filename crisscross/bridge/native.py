@@ -28,7 +28,8 @@ def _find_obstacle(array: np.ndarray) -> Obstacle | None:
             "native byte order; pass x.astype(x.dtype.newbyteorder('='))",
             f"{order}-endian {array.dtype.name}",
         )
-    if array.dtype.hasobject or array.dtype.fields is not None:
+    # Objects, text, dates and structures; ml_dtypes' own types are of kind V without fields.
+    if array.dtype.kind in "OSUMmT" or array.dtype.fields is not None:
         return Obstacle("a plain numeric dtype", f"dtype {array.dtype}")
     return None
 

@@ -325,6 +325,13 @@ def test_a_dtype_is_no_example():
         crisscross.to_dlpack(np.zeros(3), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", ["U3", "S3", "M8[s]", "O", [("a", "f4"), ("b", "f4")]])
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+def test_dtypes_that_no_library_shares(library, dtype):
+    with pytest.raises(crisscross.BridgeError, match="expected a plain numeric dtype, got dtype"):
+        crisscross.to_dlpack(np.zeros(3, dtype), library, copy=True)
+
+
 def test_masked_arrays_are_not_handed_over():
     with pytest.raises(crisscross.BridgeError, match="got a masked array"):
         crisscross.to_dlpack(np.ma.masked_array(np.zeros(3), [True, False, False]), "torch")
