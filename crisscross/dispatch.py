@@ -79,6 +79,9 @@ class Adapter(Protocol):
         """
 
 
+_loaded: dict[str, Adapter] = {}
+
+
 def kind_of(array: object) -> str | None:
     """Return the kind of an array (a key of `ADAPTERS`), or None for anything else."""
     cls = type(array)
@@ -92,8 +95,10 @@ def kind_of(array: object) -> str | None:
 
 def adapter_of(kind: str) -> Adapter:
     """Return the adapter for a kind of array, imported on first use."""
-    # Unlike a look into sys.modules, it waits for a thread that is in the middle of importing.
-    return cast(Adapter, import_module(ADAPTERS[kind]))
+    if kind not in _loaded:
+        # Unlike a look into sys.modules, it waits for a thread that is in the middle of importing.
+        _loaded[kind] = cast(Adapter, import_module(ADAPTERS[kind]))
+    return _loaded[kind]
 
 
 def library_of(array: object) -> str:

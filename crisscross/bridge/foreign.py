@@ -27,11 +27,11 @@ def describe(array: Any) -> Description | None:
     except Exception:  # whatever else a library raises of a shape it does not know
         return None
     try:
-        device_type, index = array.__dlpack_device__()
+        device_type, index = map(int, array.__dlpack_device__())
     except Exception as error:  # a library may raise anything for an array without memory
         got = f"{type(error).__name__}: {error}"
         return Description(spec, None, Obstacle("memory that DLPack can share", got))
-    return Description(spec, _name_device(int(device_type), index))
+    return Description(spec, _name_device(device_type, index))
 
 
 def _name_dtype(dtype: Any) -> str:

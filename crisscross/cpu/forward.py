@@ -32,29 +32,29 @@ def attention_forward(
 ) -> None:
     """Fill `out` and `lse`; the first axis owns self, the others skip it.
 
-    Between the axes stand unnormalised sums beside the peak of the energies: a sum of large
-    energies' lse would cost digits that the peak, an energy itself, does not.
+    Between the axes stand the peak of the energies and the total relative to it: lse, rounded at
+    the size of large energies, would cost digits that the peak, an energy itself, does not.
     """
     q, k, v, out = (split_heads(x, problem.heads, problem.channel_axis) for x in (q, k, v, out))
     # Half precision rounds once, at the end.
-    weighted = out if out.dtype == problem.compute_dtype else np.empty(out.shape, lse.dtype)
+    mean = out if out.dtype == problem.compute_dtype else np.empty(out.shape, lse.dtype)
     peak, total = np.empty_like(lse), np.empty_like(lse)
     with np.errstate(all="ignore"):
         for number, axis in enumerate(problem.axes):
             first = number == 0
-            sums = (weighted, peak, total)
+            state = (mean, peak, total)
             _attend_along(
-                problem, axis, problem.include_self and first, first, q, k, v, key_mask, sums
+                problem, axis, problem.include_self and first, first, q, k, v, key_mask, state
             )
         np.log(total, out=lse)
         lse += peak
-        # A position without keys keeps weighted = 0 and becomes out = 0.
-        np.divide(weighted, np.where(peak == -np.inf, 1, total)[..., None], out=weighted)
-        if weighted is not out:
-            out[...] = weighted
+        if mean is not out:
+            out[...] = mean
 
 
-Sums = tuple[np.ndarray, np.ndarray, np.ndarray]
+#: Weighted mean of the values, peak of the energies, and sum of the weights relative to the peak.
+#: The mean is never a sum: of values near the largest float, a sum would be infinite.
+State = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _attend_along(
@@ -66,12 +66,12 @@ def _attend_along(
     k: np.ndarray,
     v: np.ndarray,
     key_mask: np.ndarray | None,
-    sums: Sums,
+    state: State,
 ) -> None:
-    """Attend along one axis; write to `sums`, or add to what they hold."""
+    """Attend along one axis; write to `state`, or merge with what it holds."""
     dtype, spatial_ndim = problem.compute_dtype, len(problem.spatial)
     q, k, v = (lay_along(x, axis, spatial_ndim) for x in (q, k, v))
-    weighted, peak, total = (lay_along(x, axis, spatial_ndim) for x in sums)
+    mean, peak, total = (lay_along(x, axis, spatial_ndim) for x in state)
     laid_mask = None if key_mask is None else lay_along(key_mask, axis, spatial_ndim)
     length = problem.spatial[axis]
     for index in each_block(peak, peak.itemsize):
@@ -85,35 +85,38 @@ def _attend_along(
             energies = compute_energies(q_tile, k_block, problem.scale, mask, excluded)
             part = _attend(energies, v_block, excluded)
             if first:
-                weighted[tile], peak[tile], total[tile] = part
+                mean[tile], peak[tile], total[tile] = part
             else:
-                _add((weighted[tile], peak[tile], total[tile]), part)
+                _join((mean[tile], peak[tile], total[tile]), part)
 
 
-def _attend(energies: np.ndarray, v: np.ndarray, excluded: np.ndarray | None) -> Sums:
-    """Return the weighted sum, peak and total of one tile; overwrites `energies`."""
+def _attend(energies: np.ndarray, v: np.ndarray, excluded: np.ndarray | None) -> State:
+    """Return the state of one tile; overwrites `energies`."""
     peak = energies.max(axis=-1)
     keyless = peak == -np.inf
     energies -= np.where(keyless, 0, peak)[..., None]
     weights = np.exp(energies, out=energies)
-    weighted = multiply(weights, v, excluded)
+    total = weights.sum(axis=-1)
+    weights /= np.where(keyless, 1, total)[..., None]
+    mean = multiply(weights, v, excluded)
     # A keyless position has weight zero for every key; what lies there may still be NaN.
-    weighted[keyless] = 0
-    return weighted, peak, weights.sum(axis=-1)
+    mean[keyless] = 0
+    return mean, peak, total
 
 
-def _add(sums: Sums, part: Sums) -> None:
-    """Add a part's sums, bringing both to the higher peak."""
-    weighted, peak, total = sums
-    part_weighted, part_peak, part_total = part
+def _join(state: State, part: State) -> None:
+    """Merge a part into `state`, bringing both to the higher peak."""
+    mean, peak, total = state
+    part_mean, part_peak, part_total = part
     higher = np.maximum(peak, part_peak)
-    share, part_share = _share(peak, higher), _share(part_peak, higher)
-    weighted *= share[..., None]
-    part_weighted *= part_share[..., None]
-    weighted += part_weighted
-    total *= share
-    total += part_share * part_total
+    weight, part_weight = total * _share(peak, higher), part_total * _share(part_peak, higher)
+    whole = weight + part_weight
+    divisor = np.where(higher == -np.inf, 1, whole)
+    mean *= (weight / divisor)[..., None]
+    part_mean *= (part_weight / divisor)[..., None]
+    mean += part_mean
     peak[...] = higher
+    total[...] = whole
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -139,12 +142,12 @@ def merge(
             # Weights relative to the highest lse: relative to the merged one, which is rounded at
             # its own size, they would lose as many digits as it has before the point.
             peak = np.max([part_lse[n] for part_lse in lses], axis=0)
-            weighted = np.zeros(out.shape[1:], problem.compute_dtype)
-            total = np.zeros_like(peak)
-            for part, part_lse in zip(parts, lses, strict=True):
-                share = _share(part_lse[n], peak)
+            shares = [_share(part_lse[n], peak) for part_lse in lses]
+            total = np.sum(shares, axis=0)
+            divisor = np.where(peak == -np.inf, 1, total)
+            merged = np.zeros(out.shape[1:], problem.compute_dtype)
+            for part, part_lse, share in zip(parts, lses, shares, strict=True):
                 seen = (part_lse[n] != -np.inf)[..., None]
-                weighted += np.where(seen, share[..., None] * part[n], 0)
-                total += share
+                merged += np.where(seen, (share / divisor)[..., None] * part[n], 0)
             lse[n] = peak + np.log(total)
-            out[n] = weighted / np.where(peak == -np.inf, 1, total)[..., None]
+            out[n] = merged

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -19,6 +20,7 @@ COMPUTE_DTYPES = {
     "float64": "float64",
 }
 PRECISIONS = ("ieee", "tf32", "tf32x3")
+_LARGEST_INTEGER = 2**63 - 1
 _LARGEST_FLOAT32 = 2.0**128 - 2.0**104
 
 Shape = tuple[Any, ...]
@@ -139,13 +141,17 @@ class Findings:
         return bool(value is True)
 
     def check_integer(self, name: str, value: object) -> int | None:
-        if not isinstance(value, bool):
-            try:
-                return operator.index(value)  # type: ignore[arg-type]
-            except TypeError:
-                pass
-        self.add(name, "an integer", describe_value(value), Fault.TYPE)
-        return None
+        is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+        try:
+            index = None if is_bool else operator.index(value)  # type: ignore[arg-type]
+        except Exception:  # arrays have a say here, and raise what they like
+            index = None
+        if index is None:
+            self.add(name, "an integer", describe_value(value), Fault.TYPE)
+        elif abs(index) > _LARGEST_INTEGER:
+            self.add(name, "an integer of 64 bits", describe_value(value))
+            return None
+        return index
 
     def check_heads(self, heads: object) -> int | None:
         count = self.check_integer("heads", heads)
@@ -182,17 +188,22 @@ class Findings:
         """Normalise `axes` to ascending spatial indices; None means all of them."""
         if axes is None:
             return None if spatial_ndim is None else tuple(range(spatial_ndim))
-        if isinstance(axes, str) or not isinstance(axes, Iterable):
-            self.add("axes", "None or a tuple of integers", describe_value(axes), Fault.TYPE)
+        given: Any = axes
+        walked: tuple[object, ...] | None = None
+        # Text and mappings can be walked through, but that is not what is meant.
+        if not isinstance(given, str | bytes | Mapping):
+            with suppress(Exception):  # arrays have a say here, and raise what they like
+                walked = tuple(given)
+        if walked is None:
+            self.add("axes", "None or a tuple of integers", describe_value(given), Fault.TYPE)
             return None
-        axes = tuple(axes)
-        if not axes:
+        if not walked:
             self.add("axes", "at least one spatial axis", "none: ()")
             return None
-        found = [self._check_spatial_axis("axes", axis, spatial_ndim) for axis in axes]
+        found = [self._check_spatial_axis("axes", axis, spatial_ndim) for axis in walked]
         known = [axis for axis in found if axis is not None]
         if len(set(known)) < len(known):
-            self.add("axes", "each spatial axis once", describe_value(axes))
+            self.add("axes", "each spatial axis once", describe_value(walked))
             return None
         complete = len(known) == len(found) and spatial_ndim is not None
         return tuple(sorted(known)) if complete else None

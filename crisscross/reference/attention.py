@@ -87,8 +87,9 @@ def attention_forward(
                     e = problem.scale * (k_[n, h, x] @ q_[n, h, p])
                     if len(e) == 0 or e.max() == -np.inf:
                         continue  # no key, or none with any weight: out = 0, lse = -inf
-                    lse_[n, h, p] = e.max() + np.log(np.exp(e - e.max()).sum())
-                    out_[n, h, p] = np.exp(e - lse_[n, h, p]) @ v_[n, h, x]
+                    weights = np.exp(e - e.max())
+                    lse_[n, h, p] = e.max() + np.log(weights.sum())
+                    out_[n, h, p] = (weights / weights.sum()) @ v_[n, h, x]
     heads, channel_axis = problem.heads, problem.channel_axis
     round_into(split_heads(out, heads, channel_axis), _restore_positions(out_, problem))
     round_into(lse, _restore_positions(lse_, problem)[..., 0])
@@ -160,10 +161,10 @@ def merge(
             values = np.array([part[position] for part in part_lses])
             if values.max(initial=-np.inf) == -np.inf:
                 continue
-            total = values.max() + np.log(np.exp(values - values.max()).sum())
-            merged_lse[position] = total
-            for part, value in zip(parts, values, strict=True):
+            weights = np.exp(values - values.max())
+            merged_lse[position] = values.max() + np.log(weights.sum())
+            for part, value, weight in zip(parts, values, weights / weights.sum(), strict=True):
                 if value != -np.inf:
-                    merged[position] += np.exp(value - total) * part[position]
+                    merged[position] += weight * part[position]
     round_into(split_heads(out, problem.heads, problem.channel_axis), merged)
     round_into(lse, merged_lse)

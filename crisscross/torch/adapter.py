@@ -16,9 +16,20 @@ from crisscross.problem import ArraySpec
 def describe(array: Any) -> Description | None:
     if not isinstance(array, torch.Tensor):
         return None
+    if torch.compiler.is_compiling():
+        # Dynamo would trace on into NumPy, and fail there in words of its own.
+        obstacle = Obstacle(
+            "a tensor outside of torch.compile, which is not supported yet; wrap the call with "
+            "torch.compiler.disable",
+            "a tensor being traced",
+        )
+        return Description(ArraySpec(tuple(array.shape), _name_dtype(array)), None, obstacle)
     if array.is_nested:
         # It has no sizes to be told.
         obstacle = Obstacle("a plain tensor; call x.to_padded_tensor(0.0)", "a nested tensor")
+        return Description(ArraySpec((), _name_dtype(array)), None, obstacle)
+    if torch.nn.parameter.is_lazy(array):
+        obstacle = Obstacle("a tensor with memory; run the lazy module once", "a lazy parameter")
         return Description(ArraySpec((), _name_dtype(array)), None, obstacle)
     spec = ArraySpec(tuple(array.shape), _name_dtype(array))
     device = "cpu" if array.device.type == "cpu" else str(array.device)
@@ -30,13 +41,6 @@ def _name_dtype(tensor: torch.Tensor) -> str:
 
 
 def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
-    if torch.compiler.is_compiling():
-        # Dynamo would trace on into NumPy, and fail there in words of its own.
-        return Obstacle(
-            "a tensor outside of torch.compile, which is not supported yet; wrap the call with "
-            "torch.compiler.disable",
-            "a tensor being traced",
-        )
     proxy_mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
     if torch._C._is_tracing() or proxy_mode is not None:
         # What is computed outside of the tracer's sight would become a constant of the graph.
@@ -65,8 +69,7 @@ def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
             "*_backward in a torch.autograd.Function, or call x.detach()",
             "a tensor that requires grad",
         )
-    storage = tensor.untyped_storage()
-    if tensor.numel() and storage.nbytes() == 0:
+    if tensor.numel() and _find_end(tensor) > tensor.untyped_storage().nbytes():
         return Obstacle("a tensor with memory; gather or materialise it first", "freed storage")
     # A lazily conjugated or negated tensor shares memory that holds the other sign.
     if tensor.is_conj():
@@ -74,6 +77,12 @@ def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
     if tensor.is_neg():
         return Obstacle("a resolved tensor; call x.resolve_neg()", "the negative bit set")
     return None
+
+
+def _find_end(tensor: torch.Tensor) -> int:
+    """Return the offset of the byte after the last element; strides of tensors are not negative."""
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(tensor.storage_offset() + reach + 1) * tensor.element_size()
 
 
 def to_numpy(array: torch.Tensor) -> np.ndarray:

@@ -216,8 +216,13 @@ def test_a_device_that_fails(boxes):
         def __dlpack_device__(self):
             raise ValueError("no device")
 
-    with pytest.raises(crisscross.BridgeError, match="q: expected memory that DLPack can share"):
-        crisscross.criss_cross_attention(Lost(Q), Box(K), Box(V))
+    class Odd(Box):
+        def __dlpack_device__(self):
+            return ("cpu", 0)
+
+    for cls in (Lost, Odd):
+        with pytest.raises(crisscross.BridgeError, match="q: expected memory that DLPack can"):
+            crisscross.criss_cross_attention(cls(Q), Box(K), Box(V))
 
 
 @pytest.mark.parametrize(

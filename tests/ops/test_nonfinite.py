@@ -140,6 +140,23 @@ def test_infinite_values_stay_infinite():
         assert not np.isnan(out).any()
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [("float32", 3e38), ("float64", 1e308)])
+def test_the_mean_of_the_largest_values_is_no_sum(dtype, largest):
+    q = np.zeros((1, 2, 3, 4), dtype)
+    v = np.full((1, 2, 3, 4), largest, dtype)
+    out, lse = crisscross.criss_cross_attention(q, q, v, return_lse=True)
+    np.testing.assert_allclose(out, v, rtol=1e-6)
+    merged, _ = crisscross.merge_attentions([out] * 3, [lse] * 3)
+    np.testing.assert_allclose(merged, v, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_merging_at_a_huge_lse(backend):
+    outs, lses = [np.full((1, 1, 2), x) for x in (1.0, 3.0)], [np.full((1, 1, 2), 1e30)] * 2
+    out, _ = crisscross.merge_attentions(outs, lses, backend=backend)
+    np.testing.assert_array_equal(out, np.full((1, 1, 2), 2.0))
+
+
 def test_a_strip_of_one_without_itself():
     """H = 1: the column holds no key."""
     q = k = v = np.ones((1, 2, 1, 5))

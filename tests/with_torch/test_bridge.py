@@ -231,6 +231,10 @@ def test_freed_storage():
         return x
 
     refuse(free, "got freed storage")
+    x = draw(1, 4, 3, 5)
+    x.untyped_storage().resize_(x.numel() * 4 - 1)
+    refuse(lambda _: x, "got freed storage")
+    refuse(lambda _: torch.nn.parameter.UninitializedParameter(), "got a lazy parameter")
 
 
 def test_nested():
