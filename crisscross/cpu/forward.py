@@ -97,9 +97,9 @@ def _attend(energies: np.ndarray, v: np.ndarray, excluded: np.ndarray | None) ->
     energies -= np.where(keyless, 0, peak)[..., None]
     weights = np.exp(energies, out=energies)
     total = weights.sum(axis=-1)
-    weights /= np.where(keyless, 1, total)[..., None]
+    weights /= total[..., None]
     mean = multiply(weights, v, excluded)
-    # A keyless position has weight zero for every key; what lies there may still be NaN.
+    # The weights of a keyless position are 0 / 0.
     mean[keyless] = 0
     return mean, peak, total
 
@@ -144,10 +144,9 @@ def merge(
             peak = np.max([part_lse[n] for part_lse in lses], axis=0)
             shares = [_share(part_lse[n], peak) for part_lse in lses]
             total = np.sum(shares, axis=0)
-            divisor = np.where(peak == -np.inf, 1, total)
             merged = np.zeros(out.shape[1:], problem.compute_dtype)
             for part, part_lse, share in zip(parts, lses, shares, strict=True):
                 seen = (part_lse[n] != -np.inf)[..., None]
-                merged += np.where(seen, (share / divisor)[..., None] * part[n], 0)
+                merged += np.where(seen, (share / total)[..., None] * part[n], 0)
             lse[n] = peak + np.log(total)
             out[n] = merged
