@@ -79,9 +79,8 @@ def measure(
         rms_bound=2 * max(map(_rms, allowed)) + ulp * _rms(exact),
         peak=float(error.max()),
         peak_bound=4 * max(float(base.max()) for base in allowed) + 2 * ulp * _peak(exact),
-        worst=_first(error == error.max())
-        if not np.isnan(error).any()
-        else _first(np.isnan(error)),
+        # NaN counts as the largest.
+        worst=tuple(int(index) for index in np.unravel_index(error.argmax(), error.shape)),
     )
 
 

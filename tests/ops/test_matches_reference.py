@@ -21,35 +21,8 @@ from crisscross.testing import (
     numpy_dtype,
 )
 from crisscross.testing.tolerance import epsilon_of
+from tests.support.calls import run_axial, run_whole
 from tests.support.properties import law
-
-
-def run_whole(case, backend=None):
-    out, lse = crisscross.criss_cross_attention(
-        case.q, case.k, case.v, **case.options, return_lse=True, backend=backend
-    )
-    dq, dk, dv = crisscross.criss_cross_attention_backward(
-        case.dout, case.q, case.k, case.v, out, lse, dlse=case.dlse, **case.options, backend=backend
-    )
-    return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
-
-
-def run_axial(case, backend=None):
-    out, lse = crisscross.axial_attention(
-        case.q, case.k, case.v, **case.axial_options, return_lse=True, backend=backend
-    )
-    dq, dk, dv = crisscross.axial_attention_backward(
-        case.dout,
-        case.q,
-        case.k,
-        case.v,
-        out,
-        lse,
-        dlse=case.dlse,
-        **case.axial_options,
-        backend=backend,
-    )
-    return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
 
 
 @pytest.mark.parametrize("dtype", COMPUTE_DTYPES)

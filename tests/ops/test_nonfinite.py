@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import crisscross
 from crisscross.problem import split_heads
 from crisscross.testing import attention_cases, attention_problems, make_case
+from tests.support.calls import run_axial, run_whole
 from tests.support.properties import law
 
 POISONS = st.sampled_from((np.nan, np.inf, -np.inf))
@@ -20,19 +21,8 @@ AXIAL = attention_cases(attention_problems(batches=(1, 2), axial=True), energy_p
 
 
 def run(case):
-    """out, lse, dq, dk, dv, of one axis where the case leaves self out."""
-    if case.problem.include_self:
-        functions = (
-            crisscross.criss_cross_attention,
-            crisscross.criss_cross_attention_backward,
-        )
-        options = case.options
-    else:
-        functions = (crisscross.axial_attention, crisscross.axial_attention_backward)
-        options = case.axial_options
-    out, lse = functions[0](case.q, case.k, case.v, **options, return_lse=True)
-    gradients = functions[1](case.dout, case.q, case.k, case.v, out, lse, dlse=case.dlse, **options)
-    return dict(zip(("out", "lse", "dq", "dk", "dv"), (out, lse, *gradients), strict=True))
+    """All results, of one axis where the case leaves self out."""
+    return run_whole(case) if case.problem.include_self else run_axial(case)
 
 
 def poison_positions(case, name, where, value):

@@ -24,23 +24,14 @@ from crisscross.testing import (
     numpy_dtype,
 )
 from crisscross.testing.tolerance import epsilon_of, measure
+from tests.support.calls import run_whole
 from tests.support.properties import law
-
-
-def run(case):
-    out, lse = crisscross.criss_cross_attention(
-        case.q, case.k, case.v, **case.options, return_lse=True
-    )
-    gradients = crisscross.criss_cross_attention_backward(
-        case.dout, case.q, case.k, case.v, out, lse, dlse=case.dlse, **case.options
-    )
-    return dict(zip(("out", "lse", "dq", "dk", "dv"), (out, lse, *gradients), strict=True))
 
 
 @pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
 def test_the_bound_is_the_stated_one(dtype):
     case = make_case((5, 7), dtype=dtype, head_size_qk=8, masked=True)
-    for name, actual in run(case).items():
+    for name, actual in run_whole(case).items():
         exact = case.exact[name]
         finite = np.isfinite(exact)
         ulp = (
@@ -142,7 +133,9 @@ MISTAKES = {
 def test_mistakes_are_caught(mistake, dtype):
     case = make_case((4, 5), dtype=dtype, scale=0.5, head_size_qk=5, head_size_v=3)
     wrong = dataclasses.replace(case, problem=MISTAKES[mistake](case))
-    results = {name: array.astype(run(case)[name].dtype) for name, array in wrong.exact.items()}
+    results = {
+        name: array.astype(run_whole(case)[name].dtype) for name, array in wrong.exact.items()
+    }
     for name in ("out", "lse", "dq", "dk", "dv"):
         with pytest.raises(AssertionError, match=f"{name}: FAILS"):
             assert_matches_reference(case, **{name: results[name]})
@@ -165,7 +158,7 @@ def test_self_counted_twice_is_caught(dtype):
 @pytest.mark.parametrize("name", ["out", "lse", "dq", "dk", "dv"])
 def test_nan_fails(name):
     case = make_case((4, 5))
-    result = run(case)[name]
+    result = run_whole(case)[name]
     result[0, 0, 1, 2] = np.nan
     with pytest.raises(AssertionError, match=rf"{name}: FAILS.*\(0, 0, 1, 2\)"):
         assert_matches_reference(case, **{name: result})
@@ -173,7 +166,7 @@ def test_nan_fails(name):
 
 def test_one_wrong_element_fails():
     case = make_case((20, 30), head_size_v=16, dtype="float16")
-    result = run(case)["out"]
+    result = run_whole(case)["out"]
     result[0, 3, 2, 1] += np.float16(0.01)
     with pytest.raises(AssertionError, match=r"out: FAILS.*at \(0, 3, 2, 1\)"):
         assert_matches_reference(case, out=result)
@@ -181,7 +174,7 @@ def test_one_wrong_element_fails():
 
 def test_shape_and_dtype_are_part_of_the_result():
     case = make_case((4, 5))
-    result = run(case)["out"]
+    result = run_whole(case)["out"]
     with pytest.raises(AssertionError, match=r"out: expected float32 .*, got float64"):
         assert_matches_reference(case, out=result.astype(float))
     with pytest.raises(AssertionError, match=r"got float32 \(1, 4, 5, 4\)"):
@@ -192,14 +185,14 @@ def test_shape_and_dtype_are_part_of_the_result():
 
 def test_infinities_must_be_met():
     case = make_case((4, 5), masked=True, key_share=0.0)
-    results = run(case)
+    results = run_whole(case)
     assert_matches_reference(case, **results)
     with pytest.raises(AssertionError, match="lse: misses the oracle's infinities"):
         assert_matches_reference(case, lse=np.nan_to_num(results["lse"], neginf=-1e30))
     with pytest.raises(AssertionError, match="lse: misses the oracle's infinities"):
         assert_matches_reference(case, lse=-results["lse"])
     open_case = make_case((4, 5))
-    lse = run(open_case)["lse"]
+    lse = run_whole(open_case)["lse"]
     lse[0, 0, 0, 0] = -np.inf
     with pytest.raises(AssertionError, match="lse: FAILS"):
         assert_matches_reference(open_case, lse=lse)
@@ -207,7 +200,7 @@ def test_infinities_must_be_met():
 
 def test_all_figures_are_told():
     case = make_case((4, 5), seed=5)
-    results = run(case)
+    results = run_whole(case)
     results["dv"] = results["dv"] * 2
     with pytest.raises(AssertionError) as caught:
         assert_matches_reference(case, **results)
@@ -226,7 +219,7 @@ def test_overflow_must_be_overflow():
     """Where float16 cannot hold the oracle's result, infinity is right, and nothing else is."""
     case = make_case((4, 5), dtype="float16")
     case = dataclasses.replace(case, dout=np.full_like(case.dout, 60000))
-    results = run(case)
+    results = run_whole(case)
     assert np.isinf(results["dv"]).any() and not np.isinf(results["dv"]).all()
     assert_matches_reference(case, dv=results["dv"])
     for wrong in (0, -12345, -np.inf, np.inf):
@@ -243,7 +236,7 @@ def test_no_results_are_no_success():
 @pytest.mark.parametrize("channel_axis", [1, -1])
 def test_masked_gradients_are_exactly_zero(name, channel_axis):
     case = make_case((4, 5), dtype="float16", masked=True, channel_axis=channel_axis)
-    results = run(case)
+    results = run_whole(case)
     assert_matches_reference(case, **results)
     np.moveaxis(results[name], channel_axis, -1)[~case.key_mask] = 1e-6
     with pytest.raises(AssertionError, match=f"{name}: FAILS, not exactly zero at masked"):
