@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from crisscross.bridge import native
-from crisscross.bridge.memory import allocate, copy_aligned
+from crisscross.bridge.memory import allocate, copy_aligned, name_dtype
 from crisscross.dispatch import (
     Adapter,
     Description,
@@ -19,7 +19,15 @@ from crisscross.dispatch import (
 from crisscross.errors import CrissCrossError, Fault
 from crisscross.problem import Findings
 
-__all__ = ["allocate", "describe", "from_dlpack", "give_back", "share", "to_dlpack"]
+__all__ = [
+    "allocate",
+    "describe",
+    "from_dlpack",
+    "give_back",
+    "name_dtype",
+    "share",
+    "to_dlpack",
+]
 
 #: Libraries that `to_dlpack` takes by name; any other needs an array of its own to be found by.
 _NAMED_LIBRARIES = ("numpy", "torch", "jax")

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 #: JAX shares memory only from this alignment on; it also is a cache line and an AVX-512 vector.
 ALIGNMENT = 64
+
+
+@cache
+def name_dtype(dtype: np.dtype[Any]) -> str:
+    """Name a dtype; NumPy puts the name together anew each time."""
+    return dtype.name
 
 
 def allocate(shape: tuple[int, ...], dtype: Any, like: np.ndarray | None = None) -> np.ndarray:
@@ -19,7 +26,7 @@ def allocate(shape: tuple[int, ...], dtype: Any, like: np.ndarray | None = None)
     dtype = np.dtype(dtype)
     order = list(range(len(shape)))
     # A broadcast axis has no place in memory that could be followed.
-    if like is not None and 0 not in like.strides:
+    if like is not None and not like.flags.c_contiguous and 0 not in like.strides:
         # Python's sort is stable: axes of equal stride (size 1) keep their order.
         order.sort(key=lambda axis: -abs(like.strides[axis]))
     size = math.prod(shape) * dtype.itemsize
@@ -28,7 +35,7 @@ def allocate(shape: tuple[int, ...], dtype: Any, like: np.ndarray | None = None)
     compact: np.ndarray = (
         raw[start : start + size].view(dtype).reshape([shape[axis] for axis in order])
     )
-    return compact.transpose(np.argsort(order))
+    return compact.transpose(sorted(range(len(order)), key=order.__getitem__))
 
 
 def copy_aligned(array: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from crisscross.bridge.memory import name_dtype
 from crisscross.dispatch import Description, Obstacle
 from crisscross.problem import ArraySpec
 
@@ -13,7 +14,7 @@ from crisscross.problem import ArraySpec
 def describe(array: Any) -> Description | None:
     if not isinstance(array, np.ndarray):
         return None
-    spec = ArraySpec(array.shape, array.dtype.name)
+    spec = ArraySpec(array.shape, name_dtype(array.dtype))
     return Description(spec, "cpu", _find_obstacle(array))
 
 

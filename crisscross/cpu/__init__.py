@@ -1,6 +1,7 @@
 """The NumPy backend: matmul along strips and log-sum-exp merge, never an attention map.
 
-Half precision is computed in float32 and rounded once, at the outputs.
+Half precision is computed in float32 and rounded once, at the outputs. Strips are shared out among
+threads; `threads` says how many, and what that means for NumPy's BLAS.
 """
 
 from crisscross.cpu.backward import attention_backward
@@ -14,7 +15,8 @@ from crisscross.cpu.ccnet import (
     from_port_layout,
     to_port_layout,
 )
-from crisscross.cpu.forward import attention_forward, merge
+from crisscross.cpu.forward import attention_forward
+from crisscross.cpu.merge import merge
 
 __all__ = [
     "attention_backward",

@@ -1,21 +1,34 @@
-"""Backward: probabilities recomputed from q, k and lse, each axis adding its share."""
+"""Backward: weights recomputed from q, k and lse, each axis adding its share."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
+from crisscross.cpu.copies import convert, lay_for_blas
+from crisscross.cpu.crew import Crew
+from crisscross.cpu.plan import Plan, make_plan
+from crisscross.cpu.small import differentiate_small
 from crisscross.cpu.strips import (
-    block_of,
-    compute_energies,
-    each_block,
-    each_query_tile,
-    find_excluded,
-    hide_masked,
+    Block,
+    Task,
+    cut,
+    cut_tasks,
+    find_diagonal,
     lay_along,
-    mask_block,
     multiply,
 )
+from crisscross.cpu.sums import AxisSum
+from crisscross.cpu.weights import clear, compute_energies, differentiate
+from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem, split_heads
+
+#: Keys of a strip that one task takes; a longer strip has several ranges of them, up to a limit.
+_KEYS_OF_RANGE = 1024
+_MOST_RANGES = 8
+#: Bytes of dout whose products with out are summed at a time.
+_DELTA_BYTES = 1 << 18
 
 
 def attention_backward(
@@ -33,99 +46,179 @@ def attention_backward(
     dk: np.ndarray,
     dv: np.ndarray,
 ) -> None:
-    """Fill `dq`, `dk` and `dv`; the first axis owns self, the others skip it."""
-    heads, channel_axis = problem.heads, problem.channel_axis
-    q, k, v, out, dout = (split_heads(x, heads, channel_axis) for x in (q, k, v, out, dout))
-    targets = [split_heads(x, heads, channel_axis) for x in (dq, dk, dv)]
-    exact = problem.dtype == problem.compute_dtype
-    sums = [x if exact else np.empty(x.shape, lse.dtype) for x in targets]
-    for total in sums:
-        total[...] = 0
-    with np.errstate(all="ignore"):
-        delta = _compute_delta(problem, dout, out, dlse)
-        for number, axis in enumerate(problem.axes):
-            include_self = problem.include_self and number == 0
-            _add_shares(problem, axis, include_self, q, k, v, dout, lse, delta, key_mask, *sums)
-        for target, total in zip(targets, sums, strict=True):
-            if total is not target:
-                target[...] = total
+    """Fill `dq`, `dk` and `dv`; the axis that comes first owns self, the others skip it."""
+    if dv.size == 0:
+        return
+    plan = make_plan(problem)
+    arrays = [
+        split_heads(x, problem.heads, problem.channel_axis)
+        for x in (dout, q, k, v, out, dq, dk, dv)
+    ]
+    mask = None if key_mask is None else np.broadcast_to(key_mask[:, None], lse.shape)
+
+    def run(images: slice, crew: Crew) -> None:
+        optional = [None if x is None else x[images] for x in (dlse, mask)]
+        statistics = lse[images], optional[0], optional[1]
+        group = [x[images] for x in arrays]
+        if plan.small:
+            differentiate_small(problem, *statistics, *group)
+        else:
+            _Backward(problem, plan, crew, *statistics, *group).run()
+
+    plan.run(problem.batch, run)
 
 
-def _compute_delta(
-    problem: AttentionProblem, dout: np.ndarray, out: np.ndarray, dlse: np.ndarray | None
-) -> np.ndarray:
-    """delta(p) = <dout_p, out_p> - dlse(p), image by image."""
-    delta = np.empty(problem.lse_shape, problem.compute_dtype)
-    for n in range(problem.batch):
-        # One order of the sum whatever the order in memory.
-        product = dout[n].astype(problem.compute_dtype, order="C")
-        product *= out[n]
-        product.sum(axis=-1, out=delta[n])
-    if dlse is not None:
-        delta -= dlse
-    return delta
+class _Backward:
+    """The backward of a group of images."""
+
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        plan: Plan,
+        crew: Crew,
+        lse: np.ndarray,
+        dlse: np.ndarray | None,
+        key_mask: np.ndarray | None,
+        dout: np.ndarray,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        out: np.ndarray,
+        dq: np.ndarray,
+        dk: np.ndarray,
+        dv: np.ndarray,
+    ) -> None:
+        self.plan, self.crew = plan, crew
+        self.scale, self.include_self = problem.scale, problem.include_self
+        self.q, self.dout = (convert(n, x, plan.dtype, crew) for n, x in (("q", q), ("dout", dout)))
+        self.k = convert("k", k, plan.dtype, crew, key_mask)
+        self.v = convert("v", v, plan.dtype, crew, key_mask)
+        self.key_mask, self.lse, self.dlse, self.out = key_mask, lse, dlse, out
+        self.axes = plan.order_axes(problem.axes, dv)
+        self.dq, self.dk, self.dv = (
+            AxisSum(name, x, self.axes, plan.dtype, crew)
+            for name, x in (("dq", dq), ("dk", dk), ("dv", dv))
+        )
+        self.delta = crew.workspace.reuse("delta", lse.shape, plan.dtype)
+
+    def run(self) -> None:
+        self._compute_delta()
+        sums = (self.dq, self.dk, self.dv)
+        for axis in self.axes:
+            for total in sums:
+                total.open_axis(axis)
+            self._add_shares(axis)
+            for total in sums:
+                total.close_axis()
+
+    def _compute_delta(self) -> None:
+        """delta(p) = <dout_p, out_p> - dlse(p)."""
+        batch, heads, rows = self.dout.shape[:3]
+
+        def compute(task: tuple[int, int, slice], _: Workspace) -> None:
+            out = self.out[task].astype(self.plan.dtype, copy=False)
+            np.einsum("...d,...d->...", self.dout[task], out, out=self.delta[task])
+            if self.dlse is not None:
+                self.delta[task] -= self.dlse[task]
+
+        row_bytes = self.dout[0, 0, 0].size * self.plan.dtype.itemsize
+        pieces = cut(rows, max(1, _DELTA_BYTES // row_bytes))
+        self.crew.run([*product(range(batch), range(heads), pieces)], compute)
+
+    def _add_shares(self, axis: int) -> None:
+        """Add the share of the strips along one axis to dq, dk and dv."""
+        dtype, spatial_ndim = self.plan.dtype, self.q.ndim - 3
+        skips_self = not (axis == self.axes[0] and self.include_self)
+        q, k, v, dout = (
+            lay_for_blas(name, x, axis, self.crew)
+            for name, x in (("q", self.q), ("k", self.k), ("v", self.v), ("dout", self.dout))
+        )
+        lse, delta = (lay_along(x, axis, spatial_ndim) for x in (self.lse, self.delta))
+        mask = None if self.key_mask is None else lay_along(self.key_mask, axis, spatial_ndim)
+        ranges = cut(lse.shape[-1], max(_KEYS_OF_RANGE, -(-lse.shape[-1] // _MOST_RANGES)))
+        # One range of keys has all of dq, several have parts of it.
+        parts = None
+        if len(ranges) > 1:
+            shape = (len(ranges), *lse.shape, self.q.shape[-1])
+            parts = self.crew.workspace.reuse("dq parts", shape, dtype)
+
+        def add_share(numbered: tuple[int, Task], workspace: Workspace) -> None:
+            number, task = numbered
+            columns = ranges[number]
+            block = task.block
+            keys, values = (block.of(x)[..., columns, :] for x in (k, v))
+            seen = None if mask is None else block.of(mask)[..., columns]
+            dk, dv = (x.lend(block, columns, workspace) for x in (self.dk, self.dv))
+            for rows in task.rows:
+                q_tile, dout_tile = (block.of(x)[..., rows, :] for x in (q, dout))
+                lse_tile, delta_tile = (block.of(x)[..., rows] for x in (lse, delta))
+                keyless = lse_tile == -np.inf
+                some_keyless = keyless.any()
+                if some_keyless:
+                    # Such a position has no gradient, whatever its q, dout and dlse hold.
+                    q_tile, dout_tile = clear(q_tile, keyless), clear(dout_tile, keyless)
+                shape = (*q_tile.shape[:-1], keys.shape[-2])
+                weights, denergies = (
+                    workspace.reuse(name, shape, dtype) for name in ("energies", "denergies")
+                )
+                compute_energies(q_tile, keys, self.scale, seen, weights)
+                np.matmul(dout_tile, values.swapaxes(-1, -2), out=denergies)
+                tiles = (weights, denergies) if skips_self else ()
+                diagonals = [find_diagonal(tile, rows, columns) for tile in tiles]
+                differentiate(weights, denergies, lse_tile, delta_tile, diagonals)
+
+                behind = rows.start - columns.start if skips_self else None
+                ahead = None if behind is None else -behind
+                added = rows.start > 0
+                _accumulate(weights, dout_tile, dv, added, ahead, workspace)
+                _accumulate(denergies, q_tile, dk, added, ahead, workspace)
+                if parts is None:
+                    dq = self.dq.lend(block, rows, workspace)
+                else:
+                    dq = block.of(parts[number])[..., rows, :]
+                multiply(denergies, keys, dq, excluded=behind)
+                if some_keyless:
+                    dq[keyless] = 0
+                if self.scale != 1.0:
+                    dq *= dtype.type(self.scale)
+                if parts is None:
+                    self.dq.add(block, rows, dq)
+            if self.scale != 1.0:
+                dk *= dtype.type(self.scale)
+            if seen is not None:
+                dk[~seen], dv[~seen] = 0, 0
+            self.dk.add(block, columns, dk)
+            self.dv.add(block, columns, dv)
+
+        tasks = cut_tasks(lse.shape, dtype.itemsize, self.crew.threads, share_rows=False)
+        self.crew.run([*product(range(len(ranges)), tasks)], add_share)
+        if parts is not None:
+            self._add_parts(parts, [task.block for task in tasks])
+
+    def _add_parts(self, parts: np.ndarray, blocks: list[Block]) -> None:
+        """Add up the parts of dq that the ranges of keys have left."""
+
+        def add(block: Block, workspace: Workspace) -> None:
+            everything = slice(None)
+            dq = self.dq.lend(block, everything, workspace)
+            dq[...] = block.of(parts[0])
+            for part in parts[1:]:
+                dq += block.of(part)
+            self.dq.add(block, everything, dq)
+
+        self.crew.run(blocks, add)
 
 
-def _add_shares(
-    problem: AttentionProblem,
-    axis: int,
-    include_self: bool,
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    dout: np.ndarray,
-    lse: np.ndarray,
-    delta: np.ndarray,
-    key_mask: np.ndarray | None,
-    dq: np.ndarray,
-    dk: np.ndarray,
-    dv: np.ndarray,
+def _accumulate(
+    weights: np.ndarray,
+    rows: np.ndarray,
+    total: np.ndarray,
+    added: bool,
+    excluded: int | None,
+    workspace: Workspace,
 ) -> None:
-    """Add the share of the strips along one axis to `dq`, `dk` and `dv`."""
-    dtype, spatial_ndim = problem.compute_dtype, len(problem.spatial)
-    laid = (lay_along(x, axis, spatial_ndim) for x in (q, k, v, dout, lse, delta, dq, dk, dv))
-    q, k, v, dout, lse, delta, dq, dk, dv = laid
-    laid_mask = None if key_mask is None else lay_along(key_mask, axis, spatial_ndim)
-    length = problem.spatial[axis]
-    scale = np.dtype(dtype).type(problem.scale)
-    for index in each_block(lse, lse.itemsize):
-        mask = mask_block(laid_mask, index)
-        k_block = hide_masked(block_of(k, index, dtype), mask)
-        v_block = hide_masked(block_of(v, index, dtype), mask)
-        dk_block, dv_block = np.zeros_like(k_block), np.zeros_like(v_block)
-        for queries in each_query_tile(length, lse.itemsize):
-            tile = (*index, queries)
-            excluded = find_excluded(queries, length, include_self)
-            flipped = None if excluded is None else excluded.T
-            lse_tile, delta_tile = lse[tile], delta[tile]
-            # A position without keys has no gradient, whatever its q, dout and dlse hold.
-            keyless = lse_tile == -np.inf
-            q_tile = _clear(block_of(q, tile, dtype), keyless)
-            dout_tile = _clear(block_of(dout, tile, dtype), keyless)
-
-            weights = compute_energies(q_tile, k_block, problem.scale, mask, excluded)
-            weights -= lse_tile[..., None]
-            np.exp(weights, out=weights)
-            weights = _clear(weights, keyless)
-            denergies = dout_tile @ v_block.transpose(0, 2, 1)
-            denergies -= delta_tile[..., None]
-            denergies *= weights
-            denergies = _clear(denergies, keyless)
-            if excluded is not None:
-                # A NaN in the query's lse or delta is not the excluded key's.
-                np.copyto(weights, 0, where=excluded)
-                np.copyto(denergies, 0, where=excluded)
-
-            dv_block += multiply(weights.transpose(0, 2, 1), dout_tile, flipped)
-            denergies *= scale
-            dq[tile] += _clear(multiply(denergies, k_block, excluded), keyless)
-            dk_block += multiply(denergies.transpose(0, 2, 1), q_tile, flipped)
-        dk[index] += hide_masked(dk_block, mask)
-        dv[index] += hide_masked(dv_block, mask)
-
-
-def _clear(rows: np.ndarray, keyless: np.ndarray) -> np.ndarray:
-    """Zero the rows of positions without keys."""
-    if not keyless.any():
-        return rows
-    return np.where(keyless[..., None], rows.dtype.type(0), rows)
+    """Write the transposed tile of weights times `rows` to `total`, or have it added."""
+    result = workspace.reuse("addend", total.shape, total.dtype) if added else total
+    multiply(weights.swapaxes(-1, -2), rows, result, excluded=excluded)
+    if added:
+        total += result

@@ -47,9 +47,9 @@ def _add_up(rows: np.ndarray, columns: np.ndarray, features: np.ndarray) -> None
 def _weigh(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, target: np.ndarray) -> None:
     """Sum `values` (C, H, W) with row weights (H, x, z) and column weights (W, y, j)."""
     dtype = rows.dtype.name
-    itself = np.eye(columns.shape[1], dtype=bool)
-    along_rows = multiply(rows, _rows(values, dtype), None)
-    along_columns = multiply(columns, _columns(values, dtype), itself)
+    along_rows = rows @ _rows(values, dtype)
+    along_columns = np.empty((*columns.shape[:2], len(values)), columns.dtype)
+    multiply(columns, _columns(values, dtype), along_columns, excluded=0)
     _add_up(along_rows, along_columns, target)
 
 

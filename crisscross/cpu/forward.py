@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
+from crisscross.cpu.copies import convert, lay_for_blas
+from crisscross.cpu.crew import Crew
+from crisscross.cpu.plan import Plan, make_plan
+from crisscross.cpu.small import attend_small
 from crisscross.cpu.strips import (
-    block_of,
-    compute_energies,
-    each_block,
-    each_query_tile,
-    find_excluded,
-    hide_masked,
+    Task,
+    cut_tasks,
+    find_diagonal,
     lay_along,
-    mask_block,
     multiply,
 )
-from crisscross.problem import AttentionProblem, MergeProblem, split_heads
+from crisscross.cpu.sums import AxisSum
+from crisscross.cpu.weights import compute_energies, exponentiate, invert, join
+from crisscross.cpu.workspace import Workspace
+from crisscross.problem import AttentionProblem, split_heads
+
+#: Largest energies of which exp is taken as they are: the sum of 1e9 of them still is a float32.
+_TAME_ENERGY = 64.0
 
 
 def attention_forward(
@@ -30,123 +34,137 @@ def attention_forward(
     out: np.ndarray,
     lse: np.ndarray,
 ) -> None:
-    """Fill `out` and `lse`; the first axis owns self, the others skip it.
+    """Fill `out` and `lse`; the axis that comes first owns self, the others skip it."""
+    if out.size == 0:
+        return
+    plan = make_plan(problem)
+    q, k, v, out = (split_heads(x, problem.heads, problem.channel_axis) for x in (q, k, v, out))
+    mask = None if key_mask is None else np.broadcast_to(key_mask[:, None], lse.shape)
+
+    def attend(images: slice, crew: Crew) -> None:
+        group = (q[images], k[images], v[images], None if mask is None else mask[images])
+        if plan.small:
+            attend_small(problem, *group, out[images], lse[images])
+        else:
+            _Forward(problem, plan, crew, *group, out[images], lse[images]).run()
+
+    plan.run(problem.batch, attend)
+
+
+class _Forward:
+    """The forward of a group of images.
 
     Between the axes stand the peak of the energies and the total relative to it: lse, rounded at
-    the size of large energies, would cost digits that the peak, an energy itself, does not.
+    the size of large energies, would cost digits that the peak, an energy itself, does not. The
+    mean of the values is never a sum: of values near the largest float, a sum would be infinite.
     """
-    q, k, v, out = (split_heads(x, problem.heads, problem.channel_axis) for x in (q, k, v, out))
-    # Half precision rounds once, at the end.
-    mean = out if out.dtype == problem.compute_dtype else np.empty(out.shape, lse.dtype)
-    peak, total = np.empty_like(lse), np.empty_like(lse)
-    with np.errstate(all="ignore"):
-        for number, axis in enumerate(problem.axes):
-            first = number == 0
-            state = (mean, peak, total)
-            _attend_along(
-                problem, axis, problem.include_self and first, first, q, k, v, key_mask, state
-            )
-        np.log(total, out=lse)
-        lse += peak
-        if mean is not out:
-            out[...] = mean
 
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        plan: Plan,
+        crew: Crew,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        key_mask: np.ndarray | None,
+        out: np.ndarray,
+        lse: np.ndarray,
+    ) -> None:
+        self.plan, self.crew = plan, crew
+        self.scale, self.include_self = problem.scale, problem.include_self
+        self.q = convert("q", q, plan.dtype, crew)
+        self.k = convert("k", k, plan.dtype, crew, key_mask)
+        self.v = convert("v", v, plan.dtype, crew, key_mask)
+        self.key_mask, self.lse = key_mask, lse
+        self.axes = plan.order_axes(problem.axes, out)
+        self.mean = AxisSum("out", out, self.axes, plan.dtype, crew)
+        workspace = crew.workspace
+        self.peak, self.total, self.share = (
+            workspace.reuse(name, lse.shape, plan.dtype) for name in ("peak", "total", "share")
+        )
+        #: Images and heads, (N, heads), whose energies need no shift; None: all are shifted.
+        self.tame: np.ndarray | None = None
 
-#: Weighted mean of the values, peak of the energies, and sum of the weights relative to the peak.
-#: The mean is never a sum: of values near the largest float, a sum would be infinite.
-State = tuple[np.ndarray, np.ndarray, np.ndarray]
+    def run(self) -> None:
+        # A mask hides what would have to be looked at.
+        if self.key_mask is None:
+            self._find_tame()
+        for axis in self.axes:
+            self.mean.open_axis(axis)
+            self._attend_along(axis)
+            self.mean.close_axis(self.share)
+        np.log(self.total, out=self.lse)
+        self.lse += self.peak
 
+    def _find_tame(self) -> None:
+        """Bound the energies by the lengths of queries and keys.
 
-def _attend_along(
-    problem: AttentionProblem,
-    axis: int,
-    include_self: bool,
-    first: bool,
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    key_mask: np.ndarray | None,
-    state: State,
-) -> None:
-    """Attend along one axis; write to `state`, or merge with what it holds."""
-    dtype, spatial_ndim = problem.compute_dtype, len(problem.spatial)
-    q, k, v = (lay_along(x, axis, spatial_ndim) for x in (q, k, v))
-    mean, peak, total = (lay_along(x, axis, spatial_ndim) for x in state)
-    laid_mask = None if key_mask is None else lay_along(key_mask, axis, spatial_ndim)
-    length = problem.spatial[axis]
-    for index in each_block(peak, peak.itemsize):
-        mask = mask_block(laid_mask, index)
-        k_block = hide_masked(block_of(k, index, dtype), mask)
-        v_block = hide_masked(block_of(v, index, dtype), mask)
-        for queries in each_query_tile(length, peak.itemsize):
-            tile = (*index, queries)
-            excluded = find_excluded(queries, length, include_self)
-            q_tile = block_of(q, tile, dtype)
-            energies = compute_energies(q_tile, k_block, problem.scale, mask, excluded)
-            part = _attend(energies, v_block, excluded)
-            if first:
-                mean[tile], peak[tile], total[tile] = part
-            else:
-                _join((mean[tile], peak[tile], total[tile]), part)
+        Queries and keys that are not finite do not count: their energies are not, either way.
+        """
+        squares = np.empty((2, *self.lse.shape[:2]), self.plan.dtype)
 
+        def measure(task: tuple[int, int], _: Workspace) -> None:
+            operand, image = task
+            vectors = (self.q, self.k)[operand][image]
+            found = np.einsum("...d,...d->...", vectors, vectors).reshape(len(vectors), -1)
+            if not np.isfinite(found).all():
+                finite = np.isfinite(vectors).all(axis=-1).reshape(found.shape)
+                found = np.where(finite, found, 0)
+            squares[operand, image] = found.max(axis=-1)
 
-def _attend(energies: np.ndarray, v: np.ndarray, excluded: np.ndarray | None) -> State:
-    """Return the state of one tile; overwrites `energies`."""
-    peak = energies.max(axis=-1)
-    keyless = peak == -np.inf
-    energies -= np.where(keyless, 0, peak)[..., None]
-    weights = np.exp(energies, out=energies)
-    total = weights.sum(axis=-1)
-    weights /= total[..., None]
-    mean = multiply(weights, v, excluded)
-    # The weights of a keyless position are 0 / 0.
-    mean[keyless] = 0
-    return mean, peak, total
+        self.crew.run([(i, n) for n in range(len(self.q)) for i in range(2)], measure)
+        bound = np.sqrt(squares[0]) * np.sqrt(squares[1]) * abs(self.scale)
+        self.tame = bound <= _TAME_ENERGY
 
+    def _attend_along(self, axis: int) -> None:
+        """Attend along one axis; write to the state, or merge with what it holds."""
+        dtype, spatial_ndim = self.plan.dtype, self.q.ndim - 3
+        first = axis == self.axes[0]
+        skips_self = not (first and self.include_self)
+        q, k, v = (
+            lay_for_blas(name, x, axis, self.crew)
+            for name, x in (("q", self.q), ("k", self.k), ("v", self.v))
+        )
+        peak, total, share = (
+            lay_along(x, axis, spatial_ndim) for x in (self.peak, self.total, self.share)
+        )
+        mask = None if self.key_mask is None else lay_along(self.key_mask, axis, spatial_ndim)
+        tame = None
+        if self.tame is not None:
+            tame = self.tame.reshape(*self.tame.shape, *[1] * (spatial_ndim - 1))
+            tame = np.broadcast_to(tame, total.shape[:-1])
+        keys_of_strip = slice(0, total.shape[-1])
+        ones = np.ones(keys_of_strip.stop, dtype)
 
-def _join(state: State, part: State) -> None:
-    """Merge a part into `state`, bringing both to the higher peak."""
-    mean, peak, total = state
-    part_mean, part_peak, part_total = part
-    higher = np.maximum(peak, part_peak)
-    weight, part_weight = total * _share(peak, higher), part_total * _share(part_peak, higher)
-    whole = weight + part_weight
-    divisor = np.where(higher == -np.inf, 1, whole)
-    mean *= (weight / divisor)[..., None]
-    part_mean *= (part_weight / divisor)[..., None]
-    mean += part_mean
-    peak[...] = higher
-    total[...] = whole
+        def attend(task: Task, workspace: Workspace) -> None:
+            block = task.block
+            queries, keys, values = block.of(q), block.of(k), block.of(v)
+            calm = None if tame is None else block.of(tame)
+            seen = None if mask is None else block.of(mask)
+            for rows in task.rows:
+                q_tile = queries[..., rows, :]
+                shape = (*q_tile.shape[:-1], keys_of_strip.stop)
+                weights = workspace.reuse("energies", shape, dtype)
+                compute_energies(q_tile, keys, self.scale, seen, weights)
+                diagonal = find_diagonal(weights, rows, keys_of_strip) if skips_self else None
+                part_peak = exponentiate(weights, diagonal, calm)
+                part_total = weights @ ones
+                state = block.of(peak)[..., rows], block.of(total)[..., rows]
+                rest = None
+                if first:
+                    state[0][...], state[1][...] = part_peak, part_total
+                    factor = invert(part_total)
+                else:
+                    rest, factor = join(*state, part_peak, part_total)
+                    block.of(share)[..., rows] = rest
+                weights *= factor[..., None]
+                mean = self.mean.lend(block, rows, workspace)
+                multiply(weights, values, mean, excluded=rows.start if skips_self else None)
+                if not part_total.all():
+                    # Weights of zero, but the values may be NaN.
+                    mean[part_total == 0] = 0
+                self.mean.add(block, rows, mean, rest)
 
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """exp(part - whole); zero for a part without keys."""
-    share: np.ndarray = np.exp(part - whole)
-    share[part == -np.inf] = 0
-    return share
-
-
-def merge(
-    problem: MergeProblem,
-    *,
-    outs: Sequence[np.ndarray],
-    lses: Sequence[np.ndarray],
-    out: np.ndarray,
-    lse: np.ndarray,
-) -> None:
-    """Fill `out` and `lse` of the union of disjoint parts, image by image."""
-    parts = [split_heads(part, problem.heads, problem.channel_axis) for part in outs]
-    out = split_heads(out, problem.heads, problem.channel_axis)
-    with np.errstate(all="ignore"):
-        for n in range(lse.shape[0]):
-            # Weights relative to the highest lse: relative to the merged one, which is rounded at
-            # its own size, they would lose as many digits as it has before the point.
-            peak = np.max([part_lse[n] for part_lse in lses], axis=0)
-            shares = [_share(part_lse[n], peak) for part_lse in lses]
-            total = np.sum(shares, axis=0)
-            merged = np.zeros(out.shape[1:], problem.compute_dtype)
-            for part, part_lse, share in zip(parts, lses, shares, strict=True):
-                seen = (part_lse[n] != -np.inf)[..., None]
-                merged += np.where(seen, (share / total)[..., None] * part[n], 0)
-            lse[n] = peak + np.log(total)
-            out[n] = merged
+        tasks = cut_tasks(total.shape, dtype.itemsize, self.crew.threads, share_rows=True)
+        self.crew.run(tasks, attend)

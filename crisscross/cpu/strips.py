@@ -1,100 +1,136 @@
-"""Arrays seen as strips along one axis, cut into tiles whose energies fit in the cache."""
+"""Arrays seen as strips along one axis, cut into blocks and tiles, and multiplied.
+
+Every strip is a matrix, (L, D). BLAS takes a matrix as it lies in memory if one of its two strides
+is that of neighbouring elements: with the channels last, strips along every axis are such
+matrices; with the channels first, those along the last axis are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from itertools import pairwise, product
+from typing import Any, NamedTuple
 
 import numpy as np
 
-#: Bytes of energies that one tile may hold: about an L2 cache.
-ENERGY_BYTES = 1 << 20
+#: Bytes of energies that a tile may hold. Smaller ones would fit a smaller cache, but each step of
+#: a tile also costs its share of the interpreter, which the threads have in common.
+TILE_BYTES = 1 << 20
+#: Fewest queries in a tile of a strip too long for that: thinner matrices are slow to multiply.
+LEAST_ROWS = 64
 
-Index = tuple[Any, ...]
+
+class Block(NamedTuple):
+    """A run of strips side by side, or all those of several heads and images."""
+
+    places: tuple[slice, ...]
+
+    def of(self, laid: np.ndarray) -> np.ndarray:
+        """Take the block from (N, heads, *others, ...)."""
+        block: np.ndarray = laid[self.places]
+        return block
+
+
+class Task(NamedTuple):
+    """A block, and the rows of its tiles."""
+
+    block: Block
+    rows: list[slice]
 
 
 def lay_along(array: np.ndarray, axis: int, spatial_ndim: int) -> np.ndarray:
-    """View (N, [heads,] *S, [D]) as (N, [heads,] *others, strips, L, [D]), L being spatial `axis`.
+    """View (N, heads, *S, ...) as (N, heads, *others, L, ...), L being spatial `axis`."""
+    order = list(range(array.ndim))
+    order.insert(1 + spatial_ndim, order.pop(2 + axis))
+    return array.transpose(order)
 
-    The strips are those along the last of the other axes, or a single one where there is none.
-    A leading heads axis and a trailing channel axis are told apart by the number of axes:
-    (N, *S) for masks, (N, heads, *S) for lse, (N, heads, *S, D) for the rest.
+
+def cut(count: int, most: int) -> list[slice]:
+    """Cut a range into pieces of nearly one size, `most` at the most."""
+    pieces = -(-count // most)
+    size, longer = divmod(count, pieces)
+    starts = [i * size + min(i, longer) for i in range(pieces + 1)]
+    return [slice(*ends) for ends in pairwise(starts)]
+
+
+def cut_tasks(
+    laid_shape: tuple[int, ...], itemsize: int, threads: int, *, share_rows: bool
+) -> list[Task]:
+    """Cut (N, heads, *others, L) into tasks: two or more a thread, as far as blocks go round.
+
+    With `share_rows`, several tasks share the rows of a few long strips. Tasks have no sum in
+    common, and tiles hold whole strips or rows cut by their length alone: so the number of threads
+    does not change a bit of any result.
     """
-    leading = 1 if array.ndim == spatial_ndim + 1 else 2
-    last = leading + spatial_ndim - 1
-    moved: np.ndarray = np.moveaxis(array, leading + axis, last)
-    return np.expand_dims(moved, leading) if spatial_ndim == 1 else moved
+    *outer, strips, length = laid_shape
+    strip_bytes = length * length * itemsize
+    rows = [slice(0, length)]
+    if strip_bytes > TILE_BYTES:
+        rows = cut(length, max(LEAST_ROWS, TILE_BYTES // (length * itemsize)))
+    blocks = _cut_blocks((*outer, strips), max(1, TILE_BYTES // strip_bytes), threads)
+    share = len(rows)
+    if share_rows:
+        share = min(share, max(1, len(rows) * len(blocks) // (2 * threads)))
+    return [
+        Task(block, rows[i : i + share]) for block in blocks for i in range(0, len(rows), share)
+    ]
 
 
-def each_block(laid: np.ndarray, itemsize: int) -> Iterator[Index]:
-    """Yield indices into (N, heads, *others, strips) whose strips' energies fit in a tile.
+def _cut_blocks(shape: tuple[int, ...], most: int, threads: int) -> list[Block]:
+    """Cut (N, heads, *others) into blocks of at most `most` strips, as many as fit in a tile."""
+    fair = -(-math.prod(shape) // (2 * threads)) if threads > 1 else math.prod(shape)
+    most = min(most, fair)
+    sizes = [1] * len(shape)
+    for i in reversed(range(len(shape))):
+        # Several of an axis only as long as all those behind it are in the block.
+        sizes[i] = min(shape[i], most // math.prod(sizes[i + 1 :]))
+        if sizes[i] < shape[i]:
+            break
+    sizes = [max(1, size) for size in sizes]
+    pieces = [cut(count, size) for count, size in zip(shape, sizes, strict=True)]
+    return [Block(places) for places in product(*pieces)]
 
-    `laid` is an lse laid along an axis. The cut depends on one image's sizes only, so that an
-    image's result does not depend on the images beside it.
+
+def fits_blas(laid: np.ndarray, dtype: np.dtype[Any]) -> bool:
+    """Whether the matrices (L, D) of a laid array can be multiplied where they lie."""
+    (rows, columns), (length, size), item = laid.strides[-2:], laid.shape[-2:], dtype.itemsize
+    by_rows = columns == item and rows >= size * item and rows % item == 0
+    by_columns = rows == item and columns >= length * item and columns % item == 0
+    return laid.dtype == dtype and laid.flags.aligned and (by_rows or by_columns)
+
+
+def has_channels_innermost(split: np.ndarray) -> bool:
+    """Whether (N, heads, *S, D) has its channels closer together than its positions."""
+    *spatial, channel = (abs(stride) for stride in split.strides[2:])
+    return all(channel <= stride for stride in spatial)
+
+
+def find_diagonal(tile: np.ndarray, queries: slice, keys: slice) -> np.ndarray:
+    """View the elements of a tile (..., queries, keys), contiguous, whose key is the query."""
+    *batch, rows, columns = tile.shape
+    first = max(queries.start, keys.start)
+    count = min(queries.stop, keys.stop) - first
+    if count <= 0:
+        return tile[..., :0, 0]
+    start = (first - queries.start) * columns + first - keys.start
+    flat = tile.reshape(*batch, rows * columns, copy=False)
+    return flat[..., start : start + count * (columns + 1) - columns : columns + 1]
+
+
+def multiply(
+    weights: np.ndarray, values: np.ndarray, result: np.ndarray, *, excluded: int | None
+) -> None:
+    """Fill `result` with weights (..., rows, x) times values (..., x, D).
+
+    With `excluded`, values[..., i + excluded, :] has no part in row i. Its weight is zero, but zero
+    times NaN or infinity is not: strips with such values are done again without it. Any such value
+    shows in every row, so it is enough to look at the first.
     """
-    *outer, strips, length = laid.shape
-    most = max(1, ENERGY_BYTES // max(1, length * length * itemsize))
-    for index in np.ndindex(*outer):
-        for start in range(0, strips, most):
-            yield (*index, slice(start, start + most))
-
-
-def each_query_tile(length: int, itemsize: int) -> Iterator[slice]:
-    """Yield the queries of a strip in runs whose energies fit in a tile."""
-    most = max(1, ENERGY_BYTES // max(1, length * itemsize))
-    for start in range(0, length, most):
-        yield slice(start, min(start + most, length))
-
-
-def block_of(laid: np.ndarray, index: Index, dtype: str) -> np.ndarray:
-    """Take a block of strips, contiguous and in the dtype of the computation."""
-    return np.ascontiguousarray(laid[index], dtype=dtype)
-
-
-def mask_block(laid_mask: np.ndarray | None, index: Index) -> np.ndarray | None:
-    """Take the key mask of a block, (strips, L); it has no heads axis."""
-    return None if laid_mask is None else laid_mask[(index[0], *index[2:])]
-
-
-def hide_masked(keys: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Replace what lies at masked positions by zeros, so that it is never read."""
-    return keys if mask is None else np.where(mask[..., None], keys, keys.dtype.type(0))
-
-
-def compute_energies(
-    q: np.ndarray,
-    k: np.ndarray,
-    scale: float,
-    mask: np.ndarray | None,
-    excluded: np.ndarray | None,
-) -> np.ndarray:
-    """Energies (strips, queries, L), -inf where a key does not take part."""
-    energies: np.ndarray = q @ k.transpose(0, 2, 1)
-    if scale != 1.0:
-        energies *= energies.dtype.type(scale)
-    if mask is not None:
-        np.copyto(energies, -np.inf, where=~mask[:, None, :])
-    if excluded is not None:
-        np.copyto(energies, -np.inf, where=excluded)
-    return energies
-
-
-def find_excluded(queries: slice, length: int, include_self: bool) -> np.ndarray | None:
-    """Mark (queries, L) where the key is the query itself, unless it takes part."""
-    if include_self:
-        return None
-    return np.eye(queries.stop - queries.start, length, queries.start, dtype=bool)
-
-
-def multiply(weights: np.ndarray, values: np.ndarray, excluded: np.ndarray | None) -> np.ndarray:
-    """Multiply weights (strips, rows, x) by values (strips, x, D), leaving out `excluded` pairs.
-
-    Their weight is zero, but zero times NaN or infinity is not: strips with such values are done
-    again row by row without the excluded value.
-    """
-    product: np.ndarray = weights @ values
-    if excluded is not None and not np.isfinite(values).all():
-        for strip in np.flatnonzero(~np.isfinite(values).all(axis=(1, 2))):
-            for row, seen in enumerate(~excluded):
-                product[strip, row] = weights[strip, row, seen] @ values[strip, seen]
-    return product
+    np.matmul(weights, values, out=result)
+    if excluded is None or np.isfinite(result[..., 0, :]).all():
+        return
+    keys = np.arange(values.shape[-2])
+    for strip in zip(*np.nonzero(~np.isfinite(values).all(axis=(-2, -1))), strict=True):
+        for row in range(weights.shape[-2]):
+            seen = keys != row + excluded
+            result[strip][row] = weights[strip][row, seen] @ values[strip][seen]

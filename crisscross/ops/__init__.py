@@ -1,5 +1,7 @@
 """The functional API: check the problem, allocate the outputs, hand them to a backend."""
 
+from crisscross.cpu.threads import get_num_threads, set_num_threads
+from crisscross.cpu.workspace import clear_workspace
 from crisscross.ops.attention import (
     axial_attention,
     axial_attention_backward,
@@ -29,10 +31,13 @@ __all__ = [
     "ca_softmax_backward",
     "ca_weight",
     "ca_weight_backward",
+    "clear_workspace",
     "criss_cross_attention",
     "criss_cross_attention_backward",
     "explain",
     "from_port_layout",
+    "get_num_threads",
     "merge_attentions",
+    "set_num_threads",
     "to_port_layout",
 ]

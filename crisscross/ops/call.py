@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crisscross.bridge import allocate, describe, give_back, share
+from crisscross.bridge import allocate, describe, give_back, name_dtype, share
 from crisscross.dispatch import adapter_of, kind_of, library_of
 from crisscross.errors import Fault
 from crisscross.ops.backends import Backend, Choice, check_backend, choose_backend, load_backend
@@ -69,7 +69,7 @@ class Call:
     def _hold_to_spec(self, name: str, view: np.ndarray) -> None:
         """Report memory that is not what its owner said of it."""
         spec = self.specs[name]
-        if spec is not None and (view.shape, view.dtype.name) != (spec.shape, spec.dtype):
+        if spec is not None and (view.shape, name_dtype(view.dtype)) != (spec.shape, spec.dtype):
             expected = f"the {spec.dtype} {spec.shape} that the array tells of itself"
             got = f"{view.dtype.name} {view.shape} from its __dlpack__"
             self.findings.add(name, expected, got, Fault.MEMORY)
@@ -122,6 +122,6 @@ class Call:
 
 def _numpy_dtype(output: Output, views: Views) -> np.dtype[Any]:
     # bfloat16 is no name to NumPy itself, but an input of that dtype carries it along.
-    if output.like is not None and views[output.like].dtype.name == output.dtype:
+    if output.like is not None and name_dtype(views[output.like].dtype) == output.dtype:
         return views[output.like].dtype
     return np.dtype(output.dtype)

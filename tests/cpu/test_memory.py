@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 import crisscross
-from crisscross.cpu.strips import ENERGY_BYTES
+from crisscross.cpu.strips import LEAST_ROWS, TILE_BYTES
 from crisscross.testing import make_case
 
 
@@ -25,17 +25,22 @@ def measure_peak(call) -> int:
     ("spatial", "keys"), [((160, 160), 319), ((2500,), 2500)], ids=["cross", "one long strip"]
 )
 def test_peak_memory(spatial, keys):
+    crisscross.set_num_threads(2)
     case = make_case(spatial, head_size_qk=2, head_size_v=2)
     positions = case.q.size // 2
     attention_map = positions * keys * 4
     out, lse = crisscross.criss_cross_attention(case.q, case.k, case.v, return_lse=True)
-    forward = measure_peak(lambda: crisscross.criss_cross_attention(case.q, case.k, case.v))
-    backward = measure_peak(
-        lambda: crisscross.criss_cross_attention_backward(
-            case.dout, case.q, case.k, case.v, out, lse
-        )
-    )
-    arrays = 10 * case.q.nbytes
-    # A tile's energies, their gradients, and what NumPy makes of them on the way.
-    assert forward < arrays + 4 * ENERGY_BYTES < attention_map
-    assert backward < arrays + 8 * ENERGY_BYTES < attention_map
+
+    def forward():
+        crisscross.clear_workspace()
+        crisscross.criss_cross_attention(case.q, case.k, case.v)
+
+    def backward():
+        crisscross.clear_workspace()
+        crisscross.criss_cross_attention_backward(case.dout, case.q, case.k, case.v, out, lse)
+
+    arrays = 16 * case.q.nbytes
+    # For each of two threads the energies of a tile and, backward, their gradients.
+    tile = max(TILE_BYTES, LEAST_ROWS * keys * 4)
+    assert measure_peak(forward) < arrays + 3 * tile < attention_map
+    assert measure_peak(backward) < arrays + 5 * tile < attention_map

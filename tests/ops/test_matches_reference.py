@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 import crisscross
-from crisscross.cpu import strips
+from crisscross.cpu import plan, strips
 from crisscross.problem import COMPUTE_DTYPES
 from crisscross.testing import (
     LAYOUTS,
@@ -212,13 +212,15 @@ def test_nothing_at_all(spatial, backend):
 
 def test_strips_longer_than_a_tile(monkeypatch):
     """Energies cut along the queries too: many tiles, the last one ragged."""
-    monkeypatch.setattr(strips, "ENERGY_BYTES", 4 * 23 * 3)
+    monkeypatch.setattr(plan, "SMALL_IMAGE_FLOPS", 0)
+    monkeypatch.setattr(strips, "TILE_BYTES", 4 * 23 * 3)
+    monkeypatch.setattr(strips, "LEAST_ROWS", 3)
     for include_self in (True, False):
         case = make_case(
             (23, 7), heads=2, axes=(0,), include_self=include_self, masked=True, head_size_v=5
         )
-        tiles = list(strips.each_query_tile(23, 4))
-        assert len(tiles) == 8
+        tasks = strips.cut_tasks((1, 2, 7, 23), 4, 1, share_rows=False)
+        assert [len(task.rows) for task in tasks] == [8] * 14
         assert_matches_reference(case, **run_axial(case))
     case = make_case((23, 7), heads=2, masked=True, head_size_v=5)
     assert_matches_reference(case, **run_whole(case))

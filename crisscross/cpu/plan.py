@@ -1,0 +1,95 @@
+"""Which way a problem is computed: what its bits depend on follows from one image alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crisscross.cpu.crew import Crew, gather_crew
+from crisscross.cpu.strips import (
+    TILE_BYTES,
+    cut,
+    fits_blas,
+    lay_along,
+)
+from crisscross.problem import AttentionProblem
+
+#: Most operations and bytes of energies of a small image, and most operations of a whole call that
+#: is not worth a second thread.
+SMALL_IMAGE_FLOPS = 8e6
+SMALL_IMAGE_BYTES = 1 << 19
+SMALL_CALL_FLOPS = 20e6
+#: Up to these sizes OpenBLAS multiplies on one thread by itself.
+_SINGLE_THREADED_GEMM = 1 << 17
+_SINGLE_THREADED_GEMV = 1 << 13
+#: Bytes of scratch for a group of images.
+GROUP_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a problem is computed.
+
+    Attributes
+    ----------
+    dtype
+        Of the computation.
+    small
+        Whether an image is so small that it is copied, strips in order, and a group of images is
+        computed by a few operations on whole arrays. Otherwise blocks of strips are multiplied
+        where they lie, as far as BLAS can.
+    alone
+        Whether the call is not worth a second thread.
+    image_bytes, energy_bytes
+        Size of an image's largest operand, and of its energies along the longest axis.
+    """
+
+    dtype: np.dtype[Any]
+    small: bool
+    alone: bool
+    image_bytes: int
+    energy_bytes: int
+
+    def run(self, batch: int, work: Callable[[slice, Crew], None]) -> None:
+        """Run `work` on each group of images, with the crew that serves it."""
+        with np.errstate(all="ignore"), gather_crew(alone=self.alone) as crew:
+            even = batch % crew.threads == 0 or batch >= 4 * crew.threads
+            if self.small:
+                images = max(1, SMALL_IMAGE_BYTES // self.energy_bytes)
+            elif even and self.image_bytes * crew.threads <= GROUP_BYTES:
+                images = min(max(1, TILE_BYTES // self.energy_bytes), -(-batch // crew.threads))
+            else:
+                for group in cut(batch, max(1, GROUP_BYTES // self.image_bytes)):
+                    work(group, crew)
+                return
+            # Groups for a thread each: nobody waits for the others, and each stays in one cache.
+            crew.run(cut(batch, images), lambda group, workspace: work(group, Crew(1, workspace)))
+
+    def order_axes(self, axes: tuple[int, ...], output: np.ndarray) -> tuple[int, ...]:
+        """Put an axis first along which BLAS can write to the output (N, heads, *S, D)."""
+        spatial_ndim = output.ndim - 3
+
+        def needs_copy(axis: int) -> bool:
+            return not fits_blas(lay_along(output, axis, spatial_ndim), self.dtype)
+
+        return tuple(sorted(axes, key=needs_copy))
+
+
+def make_plan(problem: AttentionProblem) -> Plan:
+    """Plan a problem, forward or backward."""
+    dtype = np.dtype(problem.compute_dtype)
+    positions = problem.heads * math.prod(problem.spatial)
+    lengths = [problem.spatial[axis] for axis in problem.axes]
+    energy_bytes = positions * max(lengths) * dtype.itemsize
+    flops = 2 * positions * sum(lengths) * (problem.head_size_qk + problem.head_size_v)
+    small = flops <= SMALL_IMAGE_FLOPS and energy_bytes <= SMALL_IMAGE_BYTES
+    square = max(lengths) ** 2
+    head_size = max(problem.head_size_qk, problem.head_size_v)
+    single = square * head_size <= _SINGLE_THREADED_GEMM and square <= _SINGLE_THREADED_GEMV
+    image_bytes = positions * head_size * dtype.itemsize
+    alone = small and single and flops * problem.batch <= SMALL_CALL_FLOPS
+    return Plan(dtype, small, alone, image_bytes, energy_bytes)

@@ -1,0 +1,112 @@
+"""What happens to a tile of energies, (..., queries, keys): weights, their peaks and totals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def compute_energies(
+    q: np.ndarray,
+    k: np.ndarray,
+    scale: float,
+    mask: np.ndarray | None,
+    energies: np.ndarray | None = None,
+) -> np.ndarray:
+    """Energies of queries (..., rows, D) and keys; -inf where `mask` (..., keys) hides a key."""
+    energies = np.matmul(q, k.swapaxes(-1, -2), out=energies)
+    if scale != 1.0:
+        energies *= energies.dtype.type(scale)
+    if mask is not None:
+        np.copyto(energies, -np.inf, where=~mask[..., None, :])
+    return energies
+
+
+def exponentiate(
+    energies: np.ndarray, diagonal: np.ndarray | None, tame: np.ndarray | None = None
+) -> np.ndarray:
+    """Turn energies into weights in place; return the peaks that they are relative to.
+
+    `diagonal`, where given, is the view of those without a weight. Strips that are `tame` (...)
+    are not shifted: their peak is 0.
+    """
+    if tame is not None and tame.all():
+        np.exp(energies, out=energies)
+        if diagonal is not None:
+            diagonal[...] = 0
+        return np.zeros(energies.shape[:-1], energies.dtype)
+    if diagonal is not None:
+        diagonal[...] = -np.inf
+    peak = np.asarray(energies.max(axis=-1))
+    if tame is not None:
+        peak[tame] = 0
+    keyless = peak == -np.inf
+    energies -= (np.where(keyless, 0, peak) if keyless.any() else peak)[..., None]
+    np.exp(energies, out=energies)
+    return peak
+
+
+def join(
+    peak: np.ndarray,
+    total: np.ndarray,
+    part_peak: np.ndarray,
+    part_total: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add a part to `peak` and `total`; return the shares of what was there and of the part.
+
+    The first is the share of the mean so far, the second that of each of the part's weights.
+    """
+    higher = np.maximum(peak, part_peak)
+    own, scale = total * relate(peak, higher), relate(part_peak, higher)
+    whole = own + part_total * scale
+    inverse = invert(whole)
+    peak[...], total[...] = higher, whole
+    own *= inverse
+    scale *= inverse
+    return own, scale
+
+
+def relate(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """exp(part - whole); zero for a part without keys."""
+    share: np.ndarray = np.exp(part - whole)
+    share[part == -np.inf] = 0
+    return share
+
+
+def invert(total: np.ndarray) -> np.ndarray:
+    """1 / total; zero for a total of no keys."""
+    inverse = np.asarray(np.reciprocal(total))
+    if not total.all():
+        inverse[total == 0] = 0
+    return inverse
+
+
+def clear(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return (..., D) with zeros at the positions (...)."""
+    return np.where(positions[..., None], array.dtype.type(0), array)
+
+
+def differentiate(
+    weights: np.ndarray,
+    denergies: np.ndarray,
+    lse: np.ndarray,
+    delta: np.ndarray,
+    diagonals: Sequence[np.ndarray],
+) -> None:
+    """Turn energies into weights and their gradients dP into those of the energies, in place.
+
+    ``P = exp(e - lse)`` and ``dS = P * (dP - delta)``; both are zero in the rows of positions
+    without keys (lse is -inf) and on the `diagonals`, the views of those without a weight.
+    """
+    weights -= lse[..., None]
+    np.exp(weights, out=weights)
+    denergies -= delta[..., None]
+    denergies *= weights
+    keyless = lse == -np.inf
+    if keyless.any():
+        weights[keyless] = 0
+        denergies[keyless] = 0
+    for diagonal in diagonals:
+        # A NaN in the query's lse or delta is not the excluded key's.
+        diagonal[...] = 0

@@ -1,0 +1,32 @@
+"""Both ways of the `cpu` backend: small images as a whole, and blocks of strips among threads."""
+
+from __future__ import annotations
+
+import pytest
+
+import crisscross
+from crisscross.cpu import backward, copies, plan, strips
+
+#: Limits so low that the small problems of the tests have many blocks, tiles, chunks and ranges.
+TINY = [
+    (plan, "SMALL_IMAGE_FLOPS", 0),
+    (plan, "TILE_BYTES", 256),
+    (strips, "TILE_BYTES", 256),
+    (strips, "LEAST_ROWS", 2),
+    (copies, "CHUNK_BYTES", 96),
+    (backward, "_KEYS_OF_RANGE", 3),
+    (backward, "_DELTA_BYTES", 96),
+]
+
+
+@pytest.fixture(autouse=True, params=["small", "blocks"])
+def cpu_path(request, monkeypatch):
+    """Compute every problem the one way or the other, whatever its size."""
+    if request.param == "small":
+        yield
+        return
+    for module, name, value in TINY:
+        monkeypatch.setattr(module, name, value)
+    crisscross.set_num_threads(2)
+    yield
+    crisscross.set_num_threads(None)
