@@ -28,7 +28,7 @@ from crisscross.problem import AttentionProblem, split_heads
 _KEYS_OF_RANGE = 1024
 _MOST_RANGES = 8
 #: Bytes of dout whose products with out are summed at a time.
-_DELTA_BYTES = 1 << 18
+_DELTA_BYTES = 1 << 22
 
 
 def attention_backward(

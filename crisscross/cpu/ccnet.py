@@ -1,9 +1,13 @@
-"""CCNet's operators by matmul over rows and columns; the attention map is their output."""
+"""CCNet's operators by matmul over rows and columns; the attention map is their output.
+
+Images are shared out among the threads.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+from crisscross.cpu.crew import run_images
 from crisscross.cpu.strips import multiply
 from crisscross.problem import MapProblem
 
@@ -61,9 +65,11 @@ def _correlate(a: np.ndarray, b: np.ndarray, dtype: str, weights: np.ndarray) ->
 
 
 def ca_weight(problem: MapProblem, *, q: np.ndarray, k: np.ndarray, energy: np.ndarray) -> None:
-    with np.errstate(all="ignore"):
-        for n in range(problem.batch):
-            _correlate(q[n], k[n], problem.compute_dtype, energy[n])
+
+    def work(n: int) -> None:
+        _correlate(q[n], k[n], problem.compute_dtype, energy[n])
+
+    run_images(problem.batch, work)
 
 
 def ca_weight_backward(
@@ -75,35 +81,43 @@ def ca_weight_backward(
     dq: np.ndarray,
     dk: np.ndarray,
 ) -> None:
-    with np.errstate(all="ignore"):
-        for n in range(problem.batch):
-            rows, columns = _read_map(denergy[n])
-            _weigh(rows, columns, k[n], dq[n])
-            _weigh(rows.transpose(0, 2, 1), columns.transpose(0, 2, 1), q[n], dk[n])
+
+    def work(n: int) -> None:
+        rows, columns = _read_map(denergy[n])
+        _weigh(rows, columns, k[n], dq[n])
+        _weigh(rows.transpose(0, 2, 1), columns.transpose(0, 2, 1), q[n], dk[n])
+
+    run_images(problem.batch, work)
 
 
 def ca_softmax(problem: MapProblem, *, energy: np.ndarray, attention: np.ndarray) -> None:
-    with np.errstate(all="ignore"):
-        for n in range(problem.batch):
-            np.subtract(energy[n], energy[n].max(axis=0), out=attention[n])
-            np.exp(attention[n], out=attention[n])
-            attention[n] /= attention[n].sum(axis=0)
+
+    def work(n: int) -> None:
+        np.subtract(energy[n], energy[n].max(axis=0), out=attention[n])
+        np.exp(attention[n], out=attention[n])
+        attention[n] /= attention[n].sum(axis=0)
+
+    run_images(problem.batch, work)
 
 
 def ca_softmax_backward(
     problem: MapProblem, *, dattention: np.ndarray, attention: np.ndarray, denergy: np.ndarray
 ) -> None:
-    with np.errstate(all="ignore"):
-        for n in range(problem.batch):
-            product = dattention[n] * attention[n]
-            np.subtract(dattention[n], product.sum(axis=0), out=denergy[n])
-            denergy[n] *= attention[n]
+
+    def work(n: int) -> None:
+        product = dattention[n] * attention[n]
+        np.subtract(dattention[n], product.sum(axis=0), out=denergy[n])
+        denergy[n] *= attention[n]
+
+    run_images(problem.batch, work)
 
 
 def ca_map(problem: MapProblem, *, attention: np.ndarray, v: np.ndarray, out: np.ndarray) -> None:
-    with np.errstate(all="ignore"):
-        for n in range(problem.batch):
-            _weigh(*_read_map(attention[n]), v[n], out[n])
+
+    def work(n: int) -> None:
+        _weigh(*_read_map(attention[n]), v[n], out[n])
+
+    run_images(problem.batch, work)
 
 
 def ca_map_backward(
@@ -115,11 +129,13 @@ def ca_map_backward(
     dattention: np.ndarray,
     dv: np.ndarray,
 ) -> None:
-    with np.errstate(all="ignore"):
-        for n in range(problem.batch):
-            _correlate(dout[n], v[n], problem.compute_dtype, dattention[n])
-            rows, columns = _read_map(attention[n])
-            _weigh(rows.transpose(0, 2, 1), columns.transpose(0, 2, 1), dout[n], dv[n])
+
+    def work(n: int) -> None:
+        _correlate(dout[n], v[n], problem.compute_dtype, dattention[n])
+        rows, columns = _read_map(attention[n])
+        _weigh(rows.transpose(0, 2, 1), columns.transpose(0, 2, 1), dout[n], dv[n])
+
+    run_images(problem.batch, work)
 
 
 def to_port_layout(

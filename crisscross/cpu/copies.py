@@ -11,8 +11,9 @@ from crisscross.cpu.crew import Crew
 from crisscross.cpu.strips import fits_blas, has_channels_innermost, lay_along
 from crisscross.cpu.workspace import Workspace
 
-#: Bytes that are copied or added to at a time: with what they come from they stay in an L2 cache.
-CHUNK_BYTES = 1 << 18
+#: Bytes that are copied or added to at a time: few enough for a cache, and so many that threads do
+#: not wait for each other in the interpreter.
+CHUNK_BYTES = 1 << 20
 
 
 def take_features(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
+
 from crisscross.cpu.threads import hold_blas, run_tasks
 from crisscross.cpu.workspace import Workspace
 
@@ -54,3 +56,9 @@ def gather_crew(*, alone: bool) -> Iterator[Crew]:
             return
         with hold_blas() as threads:
             yield Crew(threads, workspace)
+
+
+def run_images(batch: int, work: Callable[[int], None]) -> None:
+    """Run `work` on the number of each image."""
+    with np.errstate(all="ignore"), gather_crew(alone=False) as crew:
+        crew.run(list(range(batch)), lambda image, _: work(image))

@@ -16,6 +16,7 @@ from crisscross.cpu.strips import (
     fits_blas,
     lay_along,
 )
+from crisscross.cpu.threads import get_num_threads
 from crisscross.problem import AttentionProblem
 
 #: Most operations and bytes of energies of a small image, and most operations of a whole call that
@@ -79,9 +80,28 @@ class Plan:
         return tuple(sorted(axes, key=needs_copy))
 
 
+def describe_plan(problem: AttentionProblem) -> str:
+    """Say how the problem is computed, in one line."""
+    merged = "" if len(problem.axes) == 1 else ", merged by log-sum-exp"
+    plan = make_plan(problem)
+    if plan.small:
+        way = "small images: by whole arrays"
+        way += " on the caller's thread" if plan.alone else f" on {_name_threads()}"
+    else:
+        way = f"in tiles of {TILE_BYTES >> 10} KiB of energies on {_name_threads()}"
+    return f"matmul along strips{merged}; no attention map is kept; {way}"
+
+
+def _name_threads() -> str:
+    threads = get_num_threads()
+    return "1 thread" if threads == 1 else f"{threads} threads, BLAS held to one under each"
+
+
 def make_plan(problem: AttentionProblem) -> Plan:
     """Plan a problem, forward or backward."""
     dtype = np.dtype(problem.compute_dtype)
+    if 0 in (problem.batch, *problem.spatial):
+        return Plan(dtype, small=True, alone=True, image_bytes=0, energy_bytes=0)
     positions = problem.heads * math.prod(problem.spatial)
     lengths = [problem.spatial[axis] for axis in problem.axes]
     energy_bytes = positions * max(lengths) * dtype.itemsize

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from crisscross.cpu.plan import describe_plan
 from crisscross.dispatch import library_of
 from crisscross.ops.backends import Choice
 from crisscross.ops.call import Call
@@ -132,8 +133,7 @@ def explain(
 def _name_algorithm(choice: Choice, problem: AttentionProblem) -> str:
     if choice.backend == "reference":
         return "the definition, position by position; slow"
-    merged = "" if len(problem.axes) == 1 else ", merged by log-sum-exp"
-    return f"matmul along strips{merged}; no attention map is kept"
+    return describe_plan(problem)
 
 
 def _name_precision(choice: Choice, problem: AttentionProblem) -> str:

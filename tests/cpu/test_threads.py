@@ -26,9 +26,25 @@ CASES = [
     make_case((33, 64), heads=4, head_size_qk=25, head_size_v=25, dtype="float64"),
 ]
 
+MAPS = make_case((97, 61), batch=3, head_size_qk=16, head_size_v=48)
+CASES.append(MAPS)
+
 
 def run(case):
+    if case is MAPS:
+        return run_maps(case)
     return run_axial(case) if len(case.problem.axes) == 1 else run_whole(case)
+
+
+def run_maps(case):
+    """CCNet's operators one after the other."""
+    energy = crisscross.ca_weight(case.q, case.k)
+    attention = crisscross.ca_softmax(energy)
+    out = crisscross.ca_map(attention, case.v)
+    dattention, dv = crisscross.ca_map_backward(case.dout, attention, case.v)
+    denergy = crisscross.ca_softmax_backward(dattention, attention)
+    dq, dk = crisscross.ca_weight_backward(denergy, case.q, case.k)
+    return {"energy": energy, "out": out, "dv": dv, "dq": dq, "dk": dk}
 
 
 def count_blas_threads() -> list[int]:

@@ -19,9 +19,9 @@ TINY = [
 ]
 
 
-@pytest.fixture(autouse=True, params=["small", "blocks"])
+@pytest.fixture(params=["small", "blocks"])
 def cpu_path(request, monkeypatch):
-    """Compute every problem the one way or the other, whatever its size."""
+    """Compute small problems as a whole, as they come, or all in blocks, whatever their size."""
     if request.param == "small":
         yield
         return

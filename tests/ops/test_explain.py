@@ -8,7 +8,7 @@ import pytest
 import crisscross
 import crisscross.ops.call
 from crisscross.ops import backends
-from crisscross.testing import attention_cases, attention_problems
+from crisscross.testing import attention_cases, attention_problems, make_case
 from tests.support.properties import law
 
 Q = np.ones((1, 8, 5, 7), np.float32)
@@ -22,7 +22,8 @@ def test_the_text():
         "               (N, C, *S), axes 0, 1, scale 1, no key mask",
         "arrays         numpy, on cpu",
         "backend        cpu: the first that serves cpu memory",
-        "algorithm      matmul along strips, merged by log-sum-exp; no attention map is kept",
+        "algorithm      matmul along strips, merged by log-sum-exp; no attention map is kept; "
+        "small images: by whole arrays on the caller's thread",
         "precision      tf32 asked for, IEEE float32 delivered",
         "not gpu        it serves arrays in CUDA memory, and these are on cpu",
         "not reference  it serves only when asked for by name: backend='reference'",
@@ -40,7 +41,10 @@ def test_it_finds_the_very_problem(case):
 
 def test_one_axis_merges_nothing():
     explanation = crisscross.explain(Q, Q, V, axes=(0,))
-    assert explanation.algorithm == "matmul along strips; no attention map is kept"
+    assert explanation.algorithm == (
+        "matmul along strips; no attention map is kept; "
+        "small images: by whole arrays on the caller's thread"
+    )
 
 
 def test_a_backend_by_name():
@@ -108,3 +112,33 @@ def test_arrays_on_two_devices_are_named():
 
     with pytest.raises(ValueError, match=r"v\.device: expected cuda:0 like q, got cuda:1"):
         crisscross.criss_cross_attention(ndarray(), ndarray(), Elsewhere())
+
+
+ON = "threads, BLAS held to one under each"
+
+
+@pytest.mark.parametrize(
+    ("spatial", "batch", "threads", "way"),
+    [
+        ((16, 16), 1, 2, "small images: by whole arrays on the caller's thread"),
+        (
+            (16, 16),
+            500,
+            2,
+            f"small images: by whole arrays on 2 {ON}",
+        ),
+        (
+            (97, 97),
+            1,
+            3,
+            f"in tiles of 1024 KiB of energies on 3 {ON}",
+        ),
+        ((97, 97), 1, 1, "in tiles of 1024 KiB of energies on 1 thread"),
+    ],
+)
+def test_the_way_of_the_cpu_backend(spatial, batch, threads, way):
+    crisscross.set_num_threads(threads)
+    case = make_case(spatial, batch=batch, head_size_v=32)
+    explanation = crisscross.explain(case.q, case.k, case.v)
+    crisscross.set_num_threads(None)
+    assert explanation.algorithm.endswith(f"; {way}")

@@ -21,6 +21,8 @@ from crisscross.testing import (
 from tests.support.calls import run_whole
 from tests.support.properties import law
 
+pytestmark = pytest.mark.usefixtures("cpu_path")
+
 FLOAT64 = attention_problems(dtypes=("float64",))
 CASES64 = attention_cases(FLOAT64, energy_peaks=(4.0,))
 FULL64 = attention_cases(

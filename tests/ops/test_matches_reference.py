@@ -24,6 +24,8 @@ from crisscross.testing.tolerance import epsilon_of
 from tests.support.calls import run_axial, run_whole
 from tests.support.properties import law
 
+pytestmark = pytest.mark.usefixtures("cpu_path")
+
 
 @pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
 @law(data=st.data())

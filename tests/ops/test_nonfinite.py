@@ -14,6 +14,8 @@ from crisscross.testing import attention_cases, attention_problems, make_case
 from tests.support.calls import run_axial, run_whole
 from tests.support.properties import law
 
+pytestmark = pytest.mark.usefixtures("cpu_path")
+
 POISONS = st.sampled_from((np.nan, np.inf, -np.inf))
 MASKED = attention_cases(attention_problems(batches=(1, 2), masked=(True,)))
 WHOLE = attention_cases(attention_problems(batches=(1, 2)), energy_peaks=(4.0,))
