@@ -1,6 +1,6 @@
-"""The command line: `crisscross doctor` tells what is installed, `crisscross demo` shows it work.
+"""The command line: `crisscross demo`, `crisscross doctor` and `crisscross bench`.
 
-Nothing here imports an optional dependency; the demo's are imported when it runs.
+Nothing here imports an optional dependency; those of a command are imported when it runs.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     try:
         arguments, unknown = parser.parse_known_args(argv)
+        # The command's own arguments, which the record of a benchmark quotes.
+        arguments.given = list(sys.argv[1:] if argv is None else argv)[1:]
     except SystemExit as stop:  # argparse has printed what there is to say
         return int(stop.code or 0)
     name = " ".join(filter(None, [parser.prog, arguments.command]))
@@ -56,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CommandError, MissingDependencyError) as error:
         return _fail(name, str(error))
     except MemoryError:
-        return _fail(name, "not enough memory: a smaller --max-side needs less")
+        smaller = "--max-side" if arguments.command == "demo" else "--shape"
+        return _fail(name, f"not enough memory: a smaller {smaller} needs less")
     except KeyboardInterrupt:
         return _fail(name, "interrupted", _INTERRUPTED)
     except BrokenPipeError:
@@ -75,11 +78,14 @@ def _run(arguments: Namespace) -> None:
         print(report())
         return
     try:
-        from crisscross.cli.demo import run
+        if arguments.command == "bench":
+            from crisscross.cli.bench import run
+        else:
+            from crisscross.cli.demo import run
     except ModuleNotFoundError as error:
         package = (error.name or "a package").partition(".")[0]
         raise MissingDependencyError(
-            f"{package} is not installed: pip install 'crisscross-attention[demo]'"
+            f"{package} is not installed: pip install 'crisscross-attention[{arguments.command}]'"
         ) from error
     run(arguments)
 

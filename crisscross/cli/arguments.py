@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from crisscross import __version__
+from crisscross.bench.settings import DEFAULT_PEERS, DEFAULT_ROUNDS
+from crisscross.bench.shapes import DTYPES, Shape, parse_shape
 
 __all__ = ["build_parser"]
 
@@ -41,6 +43,14 @@ def build_parser() -> ArgumentParser:
     _add_demo_arguments(
         commands.add_parser(
             "demo",
+            help=about,
+            description=_sentence(about),
+        )
+    )
+    about = "measure the CPU path beside its peers"
+    _add_bench_arguments(
+        commands.add_parser(
+            "bench",
             help=about,
             description=_sentence(about),
         )
@@ -91,6 +101,70 @@ def _add_demo_arguments(parser: ArgumentParser) -> None:
         default=512,
         help="larger images are scaled down to this side; 16 to 4096 (default: %(default)s)",
     )
+
+
+def _add_bench_arguments(parser: ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="two shapes, in place of eight")
+    which.add_argument(
+        "--shape",
+        type=_shape,
+        action="append",
+        metavar="C/C',HxW[,N]",
+        help="channels of v, of q and k, height, width, images; may be repeated",
+    )
+    add = parser.add_argument
+    add("--dtype", choices=DTYPES, default=DTYPES[0], help="(default: %(default)s)")
+    add(
+        "--rounds",
+        type=_whole(1, 1000),
+        default=DEFAULT_ROUNDS,
+        help="measurements of each form (default: %(default)s)",
+    )
+    add(
+        "--threads",
+        type=_whole(1, 4096),
+        help="of every library (default: as many as there are usable CPUs)",
+    )
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="beside ours, what has NAME in its form's or file's name; may be repeated",
+    )
+    add(
+        "--peers",
+        type=Path,
+        default=DEFAULT_PEERS,
+        metavar="FOLDER",
+        help="folder of the peer files (default: benchmarks beside the package)",
+    )
+    add(
+        "--seed",
+        type=_whole(0, 2**32 - 1),
+        default=0,
+        help="seed of the arrays and of the order (default: %(default)s)",
+    )
+    for option, kind, default in (
+        ("--json", "what was measured, as JSON", Path("crisscross-bench.json")),
+        ("--plot", "the ratios as a PNG", Path("crisscross-bench.png")),
+    ):
+        add(
+            option,
+            type=Path,
+            default=default,
+            metavar="FILE",
+            help=f"the file to write: {kind} (default: %(default)s)",
+        )
+    add("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown")
+
+
+def _shape(text: str) -> Shape:
+    try:
+        return parse_shape(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def _sigma(text: str) -> float:

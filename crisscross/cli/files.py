@@ -96,7 +96,7 @@ def scale_down(image: Image.Image, max_side: int) -> Photograph:
 
 
 @contextmanager
-def replace_when_done(path: Path) -> Iterator[Path]:
+def replace_when_done(path: Path, suffix: str = ".png") -> Iterator[Path]:
     """Yield an empty file beside `path`; it takes the place of `path` if the block succeeds.
 
     If not, for an error or for Ctrl-C, it is removed, and `path` is as it was. That it can be
@@ -107,8 +107,8 @@ def replace_when_done(path: Path) -> Iterator[Path]:
     CommandError
         If `path` cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise CommandError(f"cannot write {path}: expected a name that ends in .png")
+    if path.suffix.lower() != suffix:
+        raise CommandError(f"cannot write {path}: expected a name that ends in {suffix}")
     # Through a link, or the link itself would be replaced.
     target = Path(os.path.realpath(path))
     if not os.path.isdir(target.parent):

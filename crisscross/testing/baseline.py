@@ -178,11 +178,13 @@ def _evaluate(
 
 
 def compute_baselines(
-    problem: AttentionProblem, arrays: dict[str, np.ndarray | None]
+    problem: AttentionProblem,
+    arrays: dict[str, np.ndarray | None],
+    evaluations: int = _EVALUATIONS,
 ) -> list[dict[str, np.ndarray]]:
     """Return several evaluations of out, lse, dq, dk and dv by the plain formula.
 
     `arrays` holds q, k, v, dout, and dlse and key_mask or None in their place.
     """
     with np.errstate(all="ignore"):
-        return [_evaluate(problem, arrays, evaluation) for evaluation in range(_EVALUATIONS)]
+        return [_evaluate(problem, arrays, evaluation) for evaluation in range(evaluations)]

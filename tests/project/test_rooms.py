@@ -24,7 +24,8 @@ FLOORS = [
     {"ops"},
     {"nn", "plot", "testing"},
     {"torch", "jax", "parallel"},
-    {"cli", "bench"},
+    {"bench"},
+    {"cli"},
 ]
 #: Packages besides NumPy and the standard library, and the rooms that may import them.
 FOREIGN = {

@@ -1,0 +1,218 @@
+"""One shape: every form held to the oracle, then timed in shuffled rounds."""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crisscross.bench.exchange import read_arrays, write_arrays
+from crisscross.bench.gate import Expectation, expect, judge, judge_dense, make_arrays
+from crisscross.bench.peer import DENSE
+from crisscross.bench.process import WorkerError
+from crisscross.bench.ratios import pair, summarise
+from crisscross.bench.records import CaseRecord, PassRecord, Row
+from crisscross.bench.settings import Settings
+from crisscross.bench.shapes import FORWARD, Shape, count_flops
+from crisscross.bench.team import Team
+
+__all__ = ["Case"]
+
+#: A measurement repeats its call until this much time has passed.
+_FILL_SECONDS = 0.03
+
+
+@dataclass
+class _Draft:
+    """What is known so far of one pass of one form."""
+
+    reason: str | None = None
+    errors: dict[str, float | None] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    extra_bytes: int | None = None
+    memory_reason: str | None = None
+
+
+@dataclass
+class _Entry:
+    """One form on the shape at hand."""
+
+    path: Path
+    form: str
+    function: str
+    ours: bool
+    passes: dict[str, _Draft]
+
+    def refuse(self, reason: str) -> None:
+        for draft in self.passes.values():
+            draft.reason = draft.reason or reason
+
+
+class Case:
+    """All forms on one shape.
+
+    Parameters
+    ----------
+    settings : Settings
+    team : Team
+        Gathered.
+    shape : Shape
+    step : callable
+        Told what comes next.
+    """
+
+    def __init__(
+        self, settings: Settings, team: Team, shape: Shape, step: Callable[[str], None]
+    ) -> None:
+        self.settings, self.team, self.shape, self.step = settings, team, shape, step
+        self.entries = [
+            _Entry(
+                path,
+                name,
+                form["function"],
+                path == team.home,
+                {each: _Draft() for each in form["passes"]},
+            )
+            for path, forms in team.forms.items()
+            for name, form in forms.items()
+        ]
+        # Ours first, in the table too.
+        self.entries.sort(key=lambda entry: not entry.ours)
+        self.rates: list[float] = []
+
+    def run(self) -> CaseRecord:
+        """Check and measure; what fails has its reason in the record."""
+        with tempfile.TemporaryDirectory(prefix="crisscross-") as name:
+            folder = Path(name)
+            self.step(f"{self.shape}: exact results")
+            case = make_arrays(self.shape, self.settings.dtype, self.settings.seed)
+            expectation = expect(case, self.shape)
+            given = {name: getattr(case, name) for name in ("q", "k", "v", "dout")}
+            self._open(folder, write_arrays(folder, given))
+            for entry in self.entries:
+                self.step(f"{self.shape}: checking {entry.form}")
+                self._check(entry, folder, expectation)
+        for name in self.entries[0].passes:
+            self._time(name)
+        return self._record(expectation.source)
+
+    def _open(self, folder: Path, dtypes: dict[str, str]) -> None:
+        for path in self.team.forms:
+            try:
+                self.team.revive(path)
+                self.team.workers[path].ask("open", folder=str(folder), dtypes=dtypes)
+            except WorkerError as error:
+                for entry in self.entries:
+                    if entry.path == path:
+                        entry.refuse(str(error))
+
+    def _check(self, entry: _Entry, folder: Path, expectation: Expectation) -> None:
+        """Compile, hold to the oracle, and measure the memory of what passes."""
+        worker = self.team.workers[entry.path]
+        if all(draft.reason for draft in entry.passes.values()):
+            return
+        try:
+            answer = worker.ask("prepare", form=entry.form)
+        except WorkerError as error:
+            answer = {"not_served": str(error)}
+        if "not_served" in answer:
+            entry.refuse(answer["not_served"])
+            return
+        for name, draft in entry.passes.items():
+            place = {"form": entry.form, "name": name}
+            try:
+                dtypes = worker.ask("compute", **place, folder=str(folder))["dtypes"]
+                results = read_arrays(folder, dtypes)
+                if entry.function == DENSE:
+                    verdict = judge_dense(expectation, results, self.settings.seed)
+                else:
+                    names = {"out"} if name == FORWARD else {"out", "dq", "dk", "dv"}
+                    names |= {"lse"} if entry.ours else set()
+                    verdict = judge(expectation, results, names, ours=entry.ours)
+                draft.errors = {
+                    output: error if math.isfinite(error) else None
+                    for output, error in verdict.errors.items()
+                }
+                draft.reason = verdict.reason
+                if draft.reason is None:
+                    found = worker.ask("measure_memory", **place)
+                    draft.extra_bytes = found.get("bytes")
+                    draft.memory_reason = found.get("unknown")
+            except WorkerError as error:
+                draft.reason = str(error)
+
+    def _time(self, name: str) -> None:
+        order = random.Random(f"{self.settings.seed} {self.shape} {name}")
+        for number in range(self.settings.rounds):
+            self.step(f"{self.shape}: {name}, round {number + 1} of {self.settings.rounds}")
+            turns: list[_Entry | None] = [*self._find_admitted(name), None]
+            order.shuffle(turns)
+            for entry in turns:
+                if entry is None:
+                    self._time_matmul()
+                else:
+                    self._time_entry(entry, name)
+
+    def _find_admitted(self, name: str) -> Iterator[_Entry]:
+        for entry in self.entries:
+            if name in entry.passes and entry.passes[name].reason is None:
+                yield entry
+
+    def _time_entry(self, entry: _Entry, name: str) -> None:
+        draft = entry.passes[name]
+        try:
+            answer = self.team.workers[entry.path].ask(
+                "time", form=entry.form, name=name, seconds=_FILL_SECONDS
+            )
+        except WorkerError as error:
+            draft.reason = str(error)
+            return
+        draft.seconds.append(answer["seconds"])
+
+    def _time_matmul(self) -> None:
+        """The floor is what NumPy's matmul does in this run, on all threads."""
+        dtype = "float64" if self.settings.dtype == "float64" else "float32"
+        worker = self.team.workers[self.team.home]
+        try:
+            rate = worker.ask("time_matmul", dtype=dtype, seconds=_FILL_SECONDS)["rate"]
+        except WorkerError:  # the rows of this worker tell
+            return
+        self.rates.append(rate)
+
+    def _record(self, source: str) -> CaseRecord:
+        rate = summarise(self.rates).median if self.rates else None
+        reference = self.entries[0]
+        rows = tuple(
+            Row(
+                entry.form,
+                entry.function,
+                {
+                    name: self._record_pass(name, draft, reference.passes[name], rate)
+                    for name, draft in entry.passes.items()
+                },
+            )
+            for entry in self.entries
+        )
+        return CaseRecord(self.shape, source, rate, rows)
+
+    def _record_pass(
+        self, name: str, draft: _Draft, reference: _Draft, rate: float | None
+    ) -> PassRecord:
+        kept = PassRecord(draft.reason, draft.errors)
+        if draft.reason is not None:
+            return kept
+        time = summarise(draft.seconds)
+        comparable = draft is not reference and reference.reason is None
+        floor = count_flops(self.shape, name) / rate if rate else None
+        return PassRecord(
+            errors=draft.errors,
+            seconds=tuple(draft.seconds),
+            time=time,
+            ratio=pair(draft.seconds, reference.seconds) if comparable else None,
+            over_floor=time.median / floor if floor else None,
+            extra_bytes=draft.extra_bytes,
+            memory_reason=draft.memory_reason,
+        )

@@ -1,0 +1,55 @@
+"""What a measurement depends on, besides the code."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+import crisscross
+
+__all__ = ["describe_blas", "find_commit", "name_cpu", "tell_date"]
+
+
+def name_cpu() -> str:
+    """Name the CPU's model."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe_blas() -> str:
+    """Name the BLAS that NumPy was built with."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return f"{blas['name']} {blas['version']}"
+
+
+def tell_date() -> str:
+    """Return date and time, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def find_commit() -> tuple[str | None, bool]:
+    """Return the commit of the code that is measured, if it is a clone, and whether it is dirty."""
+    root = Path(crisscross.__file__).parents[1]
+    # A repository further up, as a virtual environment may lie in, is not ours.
+    if not (root / ".git").exists():
+        return None, False
+    commit = _ask_git(root, "rev-parse", "HEAD")
+    return commit, bool(_ask_git(root, "status", "--porcelain"))
+
+
+def _ask_git(root: Path, *command: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *command], cwd=root, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,143 @@
+"""What a run found, as frozen records, to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from crisscross.bench.ratios import Spread
+from crisscross.bench.shapes import Shape
+
+__all__ = ["CaseRecord", "Environment", "PassRecord", "Report", "Row"]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where, when and how a run was made.
+
+    Attributes
+    ----------
+    command, date : str
+    commit : str or None
+        Of git, where the package is a clone; `dirty` if it had changes.
+    packages : dict of str
+        Version of every package that a peer file named.
+    unsettled : str or None
+        What could not be made equal for all libraries.
+    """
+
+    command: str
+    date: str
+    commit: str | None
+    dirty: bool
+    python: str
+    system: str
+    cpu: str
+    usable_cpus: int
+    threads: int
+    blas: str
+    packages: dict[str, str]
+    unsettled: str | None
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One pass of one form.
+
+    Attributes
+    ----------
+    reason : str or None
+        Why there is no time.
+    errors : dict of float or None
+        rms(x - exact) / rms(exact) by output; None where that is not finite.
+    seconds : tuple of float
+        Of a call, by round.
+    time, ratio : Spread or None
+        Of the rounds; the ratio is theirs / ours of the same round, None for ours.
+    over_floor : float or None
+        Median time over the time of the matmuls alone.
+    extra_bytes : int or None
+        Peak memory of a call beyond what was held before; `memory_reason` says why not known.
+    """
+
+    reason: str | None = None
+    errors: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    seconds: tuple[float, ...] = ()
+    time: Spread | None = None
+    ratio: Spread | None = None
+    over_floor: float | None = None
+    extra_bytes: int | None = None
+    memory_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form on one shape: its name, what it computes, its passes by name."""
+
+    form: str
+    function: str
+    passes: dict[str, PassRecord]
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """One shape: where the exact results came from, NumPy's matmul rate in flop/s, the rows."""
+
+    shape: Shape
+    oracle: str
+    matmul_rate: float | None
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole run.
+
+    Attributes
+    ----------
+    missing : dict of str
+        What could not be measured at all, and why.
+    """
+
+    environment: Environment
+    dtype: str
+    seed: int
+    rounds: int
+    peer_ulps: int
+    ours: str
+    cases: tuple[CaseRecord, ...]
+    missing: dict[str, str]
+
+    def to_json(self) -> str:
+        """Write the report as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read what `to_json` wrote."""
+        report = json.loads(text)
+        environment = Environment(**report.pop("environment"))
+        cases = tuple(_read_case(case) for case in report.pop("cases"))
+        return cls(environment=environment, cases=cases, **report)
+
+
+def _read_case(case: dict[str, Any]) -> CaseRecord:
+    shape = Shape(**case.pop("shape"))
+    rows = tuple(
+        Row(
+            row["form"],
+            row["function"],
+            {name: _read_pass(found) for name, found in row["passes"].items()},
+        )
+        for row in case.pop("rows")
+    )
+    return CaseRecord(shape=shape, rows=rows, **case)
+
+
+def _read_pass(found: dict[str, Any]) -> PassRecord:
+    found["seconds"] = tuple(found["seconds"])
+    for name in ("time", "ratio"):
+        found[name] = None if found[name] is None else Spread(**found[name])
+    return PassRecord(**found)

@@ -1,0 +1,81 @@
+"""The run: every shape in turn, and what it depends on."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+
+from crisscross.bench.case import Case
+from crisscross.bench.environment import describe_blas, find_commit, name_cpu, tell_date
+from crisscross.bench.gate import PEER_ULPS
+from crisscross.bench.process import count_usable_cpus, find_unsettled
+from crisscross.bench.records import Environment, Report
+from crisscross.bench.settings import Settings
+from crisscross.bench.shapes import PASSES
+from crisscross.bench.team import Team
+
+__all__ = ["run_bench"]
+
+#: Called with the steps done, their number, and what comes next.
+OnStep = Callable[[int, int, str], None]
+
+
+def run_bench(settings: Settings, on_step: OnStep = lambda *_: None) -> Report:
+    """Measure every form on every shape.
+
+    Parameters
+    ----------
+    settings : Settings
+    on_step : callable, optional
+        Told of the progress.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    BenchError
+        If our own file is missing or fails to load, or `settings.only` fits nothing.
+    """
+    with Team(settings.peers, settings.threads) as team:
+        on_step(0, 1, "starting the libraries")
+        team.gather(settings.only)
+        forms = sum(len(kept) for kept in team.forms.values())
+        steps = 1 + forms + len(PASSES) * settings.rounds
+        step = _count_steps(on_step, len(settings.shapes) * steps)
+        cases = tuple(Case(settings, team, shape, step).run() for shape in settings.shapes)
+        return Report(
+            environment=_describe(settings, team.packages),
+            dtype=settings.dtype,
+            seed=settings.seed,
+            rounds=settings.rounds,
+            peer_ulps=PEER_ULPS,
+            ours=team.first_form,
+            cases=cases,
+            missing=team.missing,
+        )
+
+
+def _count_steps(on_step: OnStep, total: int) -> Callable[[str], None]:
+    numbers = iter(range(total + 1))
+    return lambda text: on_step(next(numbers), total, text)
+
+
+def _describe(settings: Settings, packages: dict[str, str]) -> Environment:
+    commit, dirty = find_commit()
+    usable = count_usable_cpus()
+    return Environment(
+        command=settings.command,
+        date=tell_date(),
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        system=platform.platform(),
+        cpu=name_cpu(),
+        usable_cpus=usable,
+        threads=settings.threads,
+        blas=describe_blas(),
+        packages=packages,
+        unsettled=find_unsettled(settings.threads),
+    )

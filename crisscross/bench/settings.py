@@ -1,0 +1,46 @@
+"""What to measure and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from crisscross.bench.shapes import SHAPES, Shape
+
+__all__ = ["DEFAULT_PEERS", "DEFAULT_ROUNDS", "Settings"]
+
+#: Beside the package: in a clone, and where it is installed as editable.
+DEFAULT_PEERS = Path(__file__).parents[2] / "benchmarks"
+DEFAULT_ROUNDS = 9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure and how.
+
+    Attributes
+    ----------
+    shapes : tuple of Shape
+    dtype : str
+    rounds : int
+        Measurements of every form and pass.
+    threads : int
+        Of every library; at most the usable CPUs.
+    peers : Path
+        Folder of the peer files.
+    only : tuple of str
+        Measure beside ours only forms, or files, whose name contains one of these; all if empty.
+    seed : int
+        Of the arrays and of the order.
+    command : str
+        For the record.
+    """
+
+    shapes: tuple[Shape, ...] = SHAPES
+    dtype: str = "float32"
+    rounds: int = DEFAULT_ROUNDS
+    threads: int = 1
+    peers: Path = DEFAULT_PEERS
+    only: tuple[str, ...] = ()
+    seed: int = 0
+    command: str = ""

@@ -1,0 +1,116 @@
+"""The workers of a run, one for each peer file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from crisscross.bench.process import Worker, WorkerError
+from crisscross.errors import CrissCrossError
+
+__all__ = ["BenchError", "Team"]
+
+_OURS = "ours.py"
+
+
+class BenchError(CrissCrossError):
+    """There is nothing to measure; the message is one line."""
+
+
+class Team:
+    """The workers, one for each peer file; as a context manager it ends them.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the peer files are.
+    threads : int
+        Of every worker.
+
+    Attributes
+    ----------
+    home : Path
+        Our own file; its first form is what the others are compared with.
+    workers : dict
+        By file.
+    forms : dict
+        The chosen forms by file: for each name, function and passes.
+    packages, missing : dict of str
+        Versions of the packages in use; why a file cannot be measured.
+    """
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._folder, self._threads = folder, threads
+        self.workers: dict[Path, Worker] = {}
+        self.forms: dict[Path, dict[str, dict[str, Any]]] = {}
+        self.packages: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
+        self.home = folder / _OURS
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for worker in self.workers.values():
+            if kind is None:
+                worker.close()
+            else:
+                worker.kill()
+
+    def gather(self, only: tuple[str, ...]) -> None:
+        """Start the worker of every file, and keep those with forms that were asked for.
+
+        Raises
+        ------
+        BenchError
+            If our own file is missing or fails to load, or a part of `only` fits no name.
+        """
+        if not self.home.is_file():
+            raise BenchError(
+                f"there is no {_OURS} in {self._folder}: run from a clone of the repository, "
+                "or give its folder benchmarks with --peers"
+            )
+        names: list[str] = []
+        for path in sorted(self._folder.glob("*.py")):
+            forms = self._meet(path)
+            names += [path.stem, *forms]
+            kept = {
+                name: form
+                for number, (name, form) in enumerate(forms.items())
+                if _is_asked_for(only, path, name) or (path == self.home and number == 0)
+            }
+            if kept:
+                self.forms[path] = kept
+            elif path in self.workers:
+                self.workers.pop(path).close()
+        for part in only:
+            if not any(part.lower() in name.lower() for name in names):
+                known = ", ".join(repr(name) for name in names)
+                raise BenchError(f"no form or file has {part!r} in its name; there are {known}")
+        if self.home not in self.forms:
+            raise BenchError(f"cannot run {self.home}: {self.missing[_OURS]}")
+
+    def _meet(self, path: Path) -> dict[str, dict[str, Any]]:
+        try:
+            worker = self.workers[path] = Worker(path, self._threads)
+        except WorkerError as error:
+            self.missing[path.name] = str(error)
+            return {}
+        self.packages |= worker.introduction["packages"]
+        forms: dict[str, dict[str, Any]] = worker.introduction["forms"]
+        return forms
+
+    @property
+    def first_form(self) -> str:
+        return next(iter(self.forms[self.home]))
+
+    def revive(self, path: Path) -> None:
+        """Start a worker again that the last shape ended."""
+        if not self.workers[path].alive:
+            self.workers[path].kill()
+            self.workers[path] = Worker(path, self._threads)
+
+
+def _is_asked_for(only: tuple[str, ...], path: Path, form: str) -> bool:
+    names = (path.stem.lower(), form.lower())
+    return not only or any(part.lower() in name for part in only for name in names)

@@ -1,0 +1,128 @@
+"""`crisscross bench`: our CPU path measured beside its peers."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from crisscross.bench.process import count_usable_cpus
+from crisscross.bench.records import CaseRecord, Report
+from crisscross.bench.run import OnStep, run_bench
+from crisscross.bench.settings import Settings
+from crisscross.bench.shapes import QUICK_SHAPES, SHAPES
+from crisscross.bench.team import BenchError
+from crisscross.cli.bench_plot import draw
+from crisscross.cli.bench_tables import (
+    HEADINGS,
+    describe_run,
+    list_cells,
+    list_notes,
+    title_of,
+    write_markdown,
+)
+from crisscross.cli.errors import CommandError
+from crisscross.cli.files import replace_when_done
+
+__all__ = ["run"]
+
+_WIDTH_WITHOUT_TERMINAL = 150
+
+
+def run(arguments: Namespace) -> None:
+    """Run the benchmark: write the files, print the tables.
+
+    Raises
+    ------
+    CommandError
+        If an argument does not serve, a file cannot be written, or there is nothing to measure.
+    """
+    settings = _choose_settings(arguments)
+    with ExitStack() as stack:
+        # Opened first: that a file cannot be written should not be found out at the end.
+        json = stack.enter_context(replace_when_done(arguments.json, ".json"))
+        plot = stack.enter_context(replace_when_done(arguments.plot, ".png"))
+        markdown = None
+        if arguments.markdown is not None:
+            markdown = stack.enter_context(replace_when_done(arguments.markdown, ".md"))
+        try:
+            with _progress() as on_step:
+                report = run_bench(settings, on_step)
+        except BenchError as error:
+            raise CommandError(str(error)) from error
+        json.write_text(report.to_json())
+        draw(report, plot)
+        if markdown is not None:
+            markdown.write_text(write_markdown(report))
+    _print(report)
+    written = filter(None, (arguments.json, arguments.plot, arguments.markdown))
+    print(f"Wrote {', '.join(map(str, written))}")
+
+
+def _choose_settings(arguments: Namespace) -> Settings:
+    usable = count_usable_cpus()
+    threads = usable if arguments.threads is None else arguments.threads
+    if threads > usable:
+        raise CommandError(
+            f"argument --threads: expected at most {usable}, the usable CPUs, got {threads}"
+        )
+    shapes = tuple(arguments.shape or (QUICK_SHAPES if arguments.quick else SHAPES))
+    return Settings(
+        shapes=shapes,
+        dtype=arguments.dtype,
+        rounds=arguments.rounds,
+        threads=threads,
+        peers=arguments.peers,
+        only=tuple(arguments.only),
+        seed=arguments.seed,
+        command=shlex.join(["crisscross", "bench", *arguments.given]),
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[OnStep]:
+    """Show a bar on a terminal's stderr, and nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    # Redrawn at each step only: a thread that draws would take time from what is measured.
+    with Progress(
+        *columns, console=console, disable=not console.is_interactive, auto_refresh=False
+    ) as progress:
+        task = progress.add_task("")
+
+        def on_step(done: int, total: int, text: str) -> None:
+            progress.update(task, completed=done, total=total, description=text, refresh=True)
+
+        yield on_step
+
+
+def _print(report: Report) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH_WITHOUT_TERMINAL
+    for case in report.cases:
+        console.print(_make_table(case, report))
+        for note in list_notes(case):
+            console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
+        console.print()
+    for line in describe_run(report):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _make_table(case: CaseRecord, report: Report) -> Table:
+    table = Table(title=title_of(case, report), title_justify="left")
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if number == 0 else "right")
+    for row in case.rows:
+        table.add_row(*list_cells(row, report.ours))
+    return table
