@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import torch
+import torch._inductor.config
 from torch_eager import attend_by_bmm, attend_by_einsum, prepare
 
 from crisscross.bench.peer import Calls, Form, Inputs
 
 PACKAGES = ("torch",)
+
+# A pool of compilers would start more processes than there are CPUs to spare; what they compile is
+# the same.
+torch._inductor.config.compile_threads = 1
 
 _shapes: set[tuple[int, ...]] = set()
 

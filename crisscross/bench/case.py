@@ -6,18 +6,29 @@ import math
 import random
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from crisscross.bench.exchange import read_arrays, write_arrays
-from crisscross.bench.gate import Expectation, expect, judge, judge_dense, make_arrays
+from crisscross.bench.gate import (
+    Expectation,
+    Verdict,
+    expect,
+    judge,
+    judge_dense,
+    make_arrays,
+)
 from crisscross.bench.peer import DENSE
-from crisscross.bench.process import WorkerError
+from crisscross.bench.process import WorkerError, count_usable_cpus
 from crisscross.bench.ratios import pair, summarise
 from crisscross.bench.records import CaseRecord, PassRecord, Row
 from crisscross.bench.settings import Settings
 from crisscross.bench.shapes import FORWARD, Shape, count_flops
 from crisscross.bench.team import Team
+from crisscross.testing import AttentionCase
 
 __all__ = ["Case"]
 
@@ -30,6 +41,7 @@ class _Draft:
     """What is known so far of one pass of one form."""
 
     reason: str | None = None
+    results: dict[str, np.ndarray] = field(default_factory=dict)
     errors: dict[str, float | None] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     extra_bytes: int | None = None
@@ -87,33 +99,50 @@ class Case:
         """Check and measure; what fails has its reason in the record."""
         with tempfile.TemporaryDirectory(prefix="crisscross-") as name:
             folder = Path(name)
-            self.step(f"{self.shape}: exact results")
+            self.step(f"{self.shape}: results of all forms, and the exact ones")
             case = make_arrays(self.shape, self.settings.dtype, self.settings.seed)
-            expectation = expect(case, self.shape)
-            given = {name: getattr(case, name) for name in ("q", "k", "v", "dout")}
-            self._open(folder, write_arrays(folder, given))
+            expectation = self._compute(case, folder)
             for entry in self.entries:
                 self.step(f"{self.shape}: checking {entry.form}")
-                self._check(entry, folder, expectation)
+                self._check(entry, expectation)
         for name in self.entries[0].passes:
             self._time(name)
         return self._record(expectation.source)
 
-    def _open(self, folder: Path, dtypes: dict[str, str]) -> None:
-        for path in self.team.forms:
+    def _compute(self, case: AttentionCase, folder: Path) -> Expectation:
+        """Let the workers compute, and compile, side by side with us: nothing is timed yet."""
+        given = {name: getattr(case, name) for name in ("q", "k", "v", "dout")}
+        dtypes = write_arrays(folder, given)
+        with ThreadPoolExecutor(count_usable_cpus()) as pool:
             try:
-                self.team.revive(path)
-                self.team.workers[path].ask("open", folder=str(folder), dtypes=dtypes)
-            except WorkerError as error:
-                for entry in self.entries:
-                    if entry.path == path:
-                        entry.refuse(str(error))
+                computing = [
+                    pool.submit(self._compute_forms, path, folder, dtypes)
+                    for path in self.team.forms
+                ]
+                expectation = expect(case, self.shape)
+                for future in computing:
+                    future.result()
+            except BaseException:
+                # Or the pool would wait for answers that nobody needs.
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.team.kill()
+                raise
+        return expectation
 
-    def _check(self, entry: _Entry, folder: Path, expectation: Expectation) -> None:
-        """Compile, hold to the oracle, and measure the memory of what passes."""
-        worker = self.team.workers[entry.path]
-        if all(draft.reason for draft in entry.passes.values()):
+    def _compute_forms(self, path: Path, folder: Path, dtypes: dict[str, str]) -> None:
+        entries = [entry for entry in self.entries if entry.path == path]
+        try:
+            self.team.revive(path)
+            self.team.workers[path].ask("open", folder=str(folder), dtypes=dtypes)
+        except WorkerError as error:
+            for entry in entries:
+                entry.refuse(str(error))
             return
+        for entry in entries:
+            self._compute_form(entry, folder)
+
+    def _compute_form(self, entry: _Entry, folder: Path) -> None:
+        worker = self.team.workers[entry.path]
         try:
             answer = worker.ask("prepare", form=entry.form)
         except WorkerError as error:
@@ -122,27 +151,47 @@ class Case:
             entry.refuse(answer["not_served"])
             return
         for name, draft in entry.passes.items():
-            place = {"form": entry.form, "name": name}
+            place = Path(tempfile.mkdtemp(dir=folder))
             try:
-                dtypes = worker.ask("compute", **place, folder=str(folder))["dtypes"]
-                results = read_arrays(folder, dtypes)
-                if entry.function == DENSE:
-                    verdict = judge_dense(expectation, results, self.settings.seed)
-                else:
-                    names = {"out"} if name == FORWARD else {"out", "dq", "dk", "dv"}
-                    names |= {"lse"} if entry.ours else set()
-                    verdict = judge(expectation, results, names, ours=entry.ours)
-                draft.errors = {
-                    output: error if math.isfinite(error) else None
-                    for output, error in verdict.errors.items()
-                }
-                draft.reason = verdict.reason
-                if draft.reason is None:
-                    found = worker.ask("measure_memory", **place)
-                    draft.extra_bytes = found.get("bytes")
-                    draft.memory_reason = found.get("unknown")
+                answer = worker.ask("compute", form=entry.form, name=name, folder=str(place))
             except WorkerError as error:
                 draft.reason = str(error)
+            else:
+                draft.results = read_arrays(place, answer["dtypes"])
+
+    def _check(self, entry: _Entry, expectation: Expectation) -> None:
+        """Hold the results to the oracle, and measure the memory of what passes."""
+        for name, draft in entry.passes.items():
+            if draft.reason is not None:
+                continue
+            verdict = self._judge(entry, name, draft.results, expectation)
+            draft.results = {}
+            draft.errors = {
+                output: error if math.isfinite(error) else None
+                for output, error in verdict.errors.items()
+            }
+            draft.reason = verdict.reason
+            if draft.reason is None:
+                self._measure_memory(entry, name, draft)
+
+    def _judge(
+        self, entry: _Entry, name: str, results: dict[str, np.ndarray], expectation: Expectation
+    ) -> Verdict:
+        if entry.function == DENSE:
+            return judge_dense(expectation, results, self.settings.seed)
+        names = {"out"} if name == FORWARD else {"out", "dq", "dk", "dv"}
+        names |= {"lse"} if entry.ours else set()
+        return judge(expectation, results, names, ours=entry.ours)
+
+    def _measure_memory(self, entry: _Entry, name: str, draft: _Draft) -> None:
+        worker = self.team.workers[entry.path]
+        try:
+            found = worker.ask("measure_memory", form=entry.form, name=name)
+        except WorkerError as error:
+            draft.reason = str(error)
+            return
+        draft.extra_bytes = found.get("bytes")
+        draft.memory_reason = found.get("unknown")
 
     def _time(self, name: str) -> None:
         order = random.Random(f"{self.settings.seed} {self.shape} {name}")

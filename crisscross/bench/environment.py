@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-import crisscross
-
 __all__ = ["describe_blas", "find_commit", "name_cpu", "tell_date"]
 
 
@@ -37,7 +35,7 @@ def tell_date() -> str:
 
 def find_commit() -> tuple[str | None, bool]:
     """Return the commit of the code that is measured, if it is a clone, and whether it is dirty."""
-    root = Path(crisscross.__file__).parents[1]
+    root = Path(__file__).parents[2]
     # A repository further up, as a virtual environment may lie in, is not ours.
     if not (root / ".git").exists():
         return None, False

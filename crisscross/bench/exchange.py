@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crisscross.testing import numpy_dtype
+from crisscross.bridge.capsule import numpy_bfloat16
 
 __all__ = ["read_arrays", "write_arrays"]
 
@@ -32,5 +32,5 @@ def read_arrays(folder: Path, dtypes: Mapping[str, str]) -> dict[str, np.ndarray
     arrays = {}
     for name, dtype in dtypes.items():
         array = np.load(folder / f"{name}.npy")
-        arrays[name] = array.view(numpy_dtype(_BFLOAT16)) if dtype == _BFLOAT16 else array
+        arrays[name] = array.view(numpy_bfloat16()) if dtype == _BFLOAT16 else array
     return arrays

@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import crisscross
-
 __all__ = ["Worker", "WorkerError", "count_usable_cpus", "find_unsettled"]
 
 #: Compiling takes long; more than this is no answer at all.
@@ -59,15 +57,10 @@ class Worker:
     limit : float
         Seconds that an answer may take.
 
-    Attributes
-    ----------
-    introduction : dict
-        What the worker said of its file when it started: packages and forms.
-
-    Raises
-    ------
-    WorkerError
-        If it does not start, or its file cannot be loaded.
+    Notes
+    -----
+    It loads its file while we go on: `receive` its introduction, packages and forms, before the
+    first `ask`.
     """
 
     def __init__(self, path: Path, threads: int, *, limit: float = _LONGEST_ANSWER_SECONDS) -> None:
@@ -84,11 +77,6 @@ class Worker:
                 env=_make_environment(threads),
                 start_new_session=True,
             )
-        try:
-            self.introduction = self._receive()
-        except BaseException:
-            self.kill()
-            raise
 
     @property
     def alive(self) -> bool:
@@ -100,15 +88,22 @@ class Worker:
         Raises
         ------
         WorkerError
-            If the worker failed, died, or did not answer in time.
+            If the worker failed, died, or did not answer in time; if its file cannot be loaded.
         """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # the missing answer tells why
             self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
             self._process.stdin.flush()
-        return self._receive()
+        return self.receive()
 
-    def _receive(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
+        """Wait for what the worker says next.
+
+        Raises
+        ------
+        WorkerError
+            As for `ask`.
+        """
         assert self._process.stdout is not None
         late = threading.Event()
 
@@ -143,7 +138,7 @@ class Worker:
         """Let the worker end by itself, or end it."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._process.stdin.close()  # once more does no harm
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE_SECONDS)
         self.kill()
@@ -165,7 +160,7 @@ class Worker:
 
 def _make_environment(threads: int) -> dict[str, str]:
     # The worker must measure this very package, even where another one is installed.
-    root = str(Path(crisscross.__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     counts = dict.fromkeys(_THREAD_VARIABLES, str(threads))
     return {**os.environ, **counts, "PYTHONPATH": os.pathsep.join(paths)}

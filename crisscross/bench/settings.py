@@ -7,11 +7,11 @@ from pathlib import Path
 
 from crisscross.bench.shapes import SHAPES, Shape
 
-__all__ = ["DEFAULT_PEERS", "DEFAULT_ROUNDS", "Settings"]
+__all__ = ["DEFAULT_PEERS", "DEFAULT_ROUNDS", "QUICK_ROUNDS", "Settings"]
 
 #: Beside the package: in a clone, and where it is installed as editable.
 DEFAULT_PEERS = Path(__file__).parents[2] / "benchmarks"
-DEFAULT_ROUNDS = 9
+DEFAULT_ROUNDS, QUICK_ROUNDS = 9, 5
 
 
 @dataclass(frozen=True)

@@ -51,11 +51,15 @@ class Team:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.kill()
         for worker in self.workers.values():
-            if kind is None:
-                worker.close()
-            else:
-                worker.kill()
+            worker.close()
+
+    def kill(self) -> None:
+        """End all workers now."""
+        for worker in self.workers.values():
+            worker.kill()
 
     def gather(self, only: tuple[str, ...]) -> None:
         """Start the worker of every file, and keep those with forms that were asked for.
@@ -71,7 +75,10 @@ class Team:
                 "or give its folder benchmarks with --peers"
             )
         names: list[str] = []
+        # All start at once: loading a library takes seconds.
         for path in sorted(self._folder.glob("*.py")):
+            self.workers[path] = Worker(path, self._threads)
+        for path in list(self.workers):
             forms = self._meet(path)
             names += [path.stem, *forms]
             kept = {
@@ -81,7 +88,7 @@ class Team:
             }
             if kept:
                 self.forms[path] = kept
-            elif path in self.workers:
+            else:
                 self.workers.pop(path).close()
         for part in only:
             if not any(part.lower() in name.lower() for name in names):
@@ -92,12 +99,12 @@ class Team:
 
     def _meet(self, path: Path) -> dict[str, dict[str, Any]]:
         try:
-            worker = self.workers[path] = Worker(path, self._threads)
+            introduction = self.workers[path].receive()
         except WorkerError as error:
             self.missing[path.name] = str(error)
             return {}
-        self.packages |= worker.introduction["packages"]
-        forms: dict[str, dict[str, Any]] = worker.introduction["forms"]
+        self.packages |= introduction["packages"]
+        forms: dict[str, dict[str, Any]] = introduction["forms"]
         return forms
 
     @property
@@ -105,10 +112,17 @@ class Team:
         return next(iter(self.forms[self.home]))
 
     def revive(self, path: Path) -> None:
-        """Start a worker again that the last shape ended."""
+        """Start a worker again that the last shape ended.
+
+        Raises
+        ------
+        WorkerError
+            If that does not help.
+        """
         if not self.workers[path].alive:
             self.workers[path].kill()
             self.workers[path] = Worker(path, self._threads)
+            self.workers[path].receive()
 
 
 def _is_asked_for(only: tuple[str, ...], path: Path, form: str) -> bool:

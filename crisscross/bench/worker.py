@@ -86,7 +86,6 @@ class _Server:
 def _time(call: Callable[[], object], seconds: float) -> float:
     """Return the seconds a call takes: one call untimed, then as many as fill `seconds`."""
     call()
-    gc.collect()
     gc.disable()
     try:
         count, elapsed = 0, 0.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from crisscross import __version__
-from crisscross.bench.settings import DEFAULT_PEERS, DEFAULT_ROUNDS
+from crisscross.bench.settings import DEFAULT_PEERS, DEFAULT_ROUNDS, QUICK_ROUNDS
 from crisscross.bench.shapes import DTYPES, Shape, parse_shape
 
 __all__ = ["build_parser"]
@@ -105,7 +105,9 @@ def _add_demo_arguments(parser: ArgumentParser) -> None:
 
 def _add_bench_arguments(parser: ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--quick", action="store_true", help="two shapes, in place of eight")
+    which.add_argument(
+        "--quick", action="store_true", help="two shapes in place of eight, in two minutes"
+    )
     which.add_argument(
         "--shape",
         type=_shape,
@@ -118,8 +120,8 @@ def _add_bench_arguments(parser: ArgumentParser) -> None:
     add(
         "--rounds",
         type=_whole(1, 1000),
-        default=DEFAULT_ROUNDS,
-        help="measurements of each form (default: %(default)s)",
+        help="measurements of each form "
+        f"(default: {DEFAULT_ROUNDS}, or {QUICK_ROUNDS} with --quick)",
     )
     add(
         "--threads",

@@ -14,7 +14,7 @@ from rich.table import Table
 from crisscross.bench.process import count_usable_cpus
 from crisscross.bench.records import CaseRecord, Report
 from crisscross.bench.run import OnStep, run_bench
-from crisscross.bench.settings import Settings
+from crisscross.bench.settings import DEFAULT_ROUNDS, QUICK_ROUNDS, Settings
 from crisscross.bench.shapes import QUICK_SHAPES, SHAPES
 from crisscross.bench.team import BenchError
 from crisscross.cli.bench_plot import draw
@@ -71,11 +71,12 @@ def _choose_settings(arguments: Namespace) -> Settings:
         raise CommandError(
             f"argument --threads: expected at most {usable}, the usable CPUs, got {threads}"
         )
+    rounds = QUICK_ROUNDS if arguments.quick else DEFAULT_ROUNDS
     shapes = tuple(arguments.shape or (QUICK_SHAPES if arguments.quick else SHAPES))
     return Settings(
         shapes=shapes,
         dtype=arguments.dtype,
-        rounds=arguments.rounds,
+        rounds=rounds if arguments.rounds is None else arguments.rounds,
         threads=threads,
         peers=arguments.peers,
         only=tuple(arguments.only),

@@ -20,14 +20,15 @@ __all__ = ["draw"]
 
 _INK, _MUTED, _GRID = "#22272e", "#6a737d", "#e3e6ea"
 _GROUP_WIDTH = 0.84
+_LEGEND_INCHES = 3.6
 _DPI = 150
 
 
 def draw(report: Report, path: Path) -> None:
     """Draw the ratios of all shapes and forms, and write them to `path` as PNG."""
     forms = [row.form for row in report.cases[0].rows if row.form != report.ours]
-    width = max(8.0, 1.6 + 0.24 * len(report.cases) * (len(forms) + 2))
-    figure = Figure(figsize=(min(width, 20.0), 8.4), layout="constrained", facecolor="white")
+    width = min(20.0, max(8.0, 1.6 + 0.22 * len(report.cases) * (len(forms) + 2)))
+    figure = Figure(figsize=(width, 8.4), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(PASSES), 1, sharex=True)
     for ax, name in zip(axes, PASSES, strict=True):
@@ -44,7 +45,7 @@ def draw(report: Report, path: Path) -> None:
     )
     handles, labels = axes[0].get_legend_handles_labels()
     if handles:
-        columns = min(4, len(labels))
+        columns = max(1, int(width / _LEGEND_INCHES))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     figure.savefig(path, format="png", dpi=_DPI)
 

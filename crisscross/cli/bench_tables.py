@@ -42,12 +42,17 @@ def list_cells(row: Row, ours: str) -> list[str]:
     cells = [row.form]
     for name in PASSES:
         found = row.passes.get(name, PassRecord())
-        time = f"{1e3 * found.time.median:.3g} ms" if found.time else _NONE
+        time = _write_milliseconds(found.time.median) if found.time else _NONE
         ratio = "1" if row.form == ours and found.time else _write_ratio(found.ratio)
         floor = f"{found.over_floor:.1f}" if found.over_floor is not None else _NONE
         cells += [time, ratio, floor]
     memory = [_write_mebibytes(row.passes.get(name, PassRecord())) for name in PASSES]
     return [*cells, " / ".join(memory), _find_worst_error(row)]
+
+
+def _write_milliseconds(seconds: float) -> str:
+    milliseconds = 1e3 * seconds
+    return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
 
 
 def _write_ratio(ratio: Spread | None) -> str:

@@ -27,8 +27,13 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--help"], ["demo", "doctor", "--version"]),
+        (["--help"], ["bench", "demo", "doctor", "--version"]),
         (["demo", "--help"], ["--out", "--sigma", "--seed", "--patch", "--mark", "--max-side"]),
+        (
+            ["bench", "--help"],
+            ["--quick", "--shape", "--dtype", "--rounds", "--threads", "--peers"],
+        ),
+        (["bench", "--help"], ["--only", "--seed", "--json", "--plot", "--markdown"]),
         (["doctor", "--help"], ["usage: crisscross doctor"]),
     ],
 )

@@ -1,0 +1,234 @@
+"""Whole runs with planted peers: what fails has its reason and no number."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from crisscross.bench.ratios import Spread
+from crisscross.bench.records import PassRecord, Report, Row
+from crisscross.bench.run import run_bench
+from crisscross.bench.settings import DEFAULT_PEERS, Settings
+from crisscross.bench.shapes import FORWARD, PASSES, Shape
+from crisscross.bench.team import BenchError
+from tests.bench.conftest import BENCHMARKS
+
+OURS, CHANNELS_LAST = "crisscross", "crisscross, channels-last"
+SHAPES = (Shape(6, 3, 5, 7, 2), Shape(4, 2, 6, 3))
+
+
+def run(peers, **changes) -> Report:
+    return run_bench(Settings(**{"shapes": SHAPES[:1], "rounds": 1, "peers": peers, **changes}))
+
+
+def find_row(report: Report, form: str, case: int = 0) -> Row:
+    (row,) = [row for row in report.cases[case].rows if row.form == form]
+    return row
+
+
+def assert_refused(found: PassRecord, reason: str) -> None:
+    assert found.reason is not None and found.reason.startswith(reason), found.reason
+    assert found == PassRecord(reason=found.reason, errors=found.errors)
+
+
+def test_a_peer_that_agrees_is_timed(peers, write_peer):
+    write_peer()
+    report = run(peers, shapes=SHAPES, rounds=2, seed=3)
+    assert [case.shape for case in report.cases] == list(SHAPES)
+    for case in range(2):
+        found = find_row(report, "planted", case).passes[FORWARD]
+        assert found.reason is None and len(found.seconds) == 2
+        assert found.errors["out"] < 1e-6
+        ours = find_row(report, OURS, case).passes
+        assert list(ours) == list(PASSES)
+        assert set(ours[FORWARD].errors) == {"out", "lse"}
+        for record in (found, *ours.values()):
+            assert 0 < record.time.low <= record.time.median <= record.time.high
+            assert record.over_floor > 0
+            assert (record.extra_bytes is None) != (record.memory_reason is None)
+        ratios = [a / b for a, b in zip(found.seconds, ours[FORWARD].seconds, strict=True)]
+        assert min(ratios) <= found.ratio.median <= max(ratios)
+        assert ours[FORWARD].ratio is None
+        assert find_row(report, CHANNELS_LAST, case).passes[FORWARD].ratio is not None
+    assert report.ours == OURS and report.missing == {}
+    assert {"numpy", "crisscross-attention"} <= set(report.environment.packages)
+
+
+def test_a_peer_that_counts_self_twice_gets_no_number(peers, write_peer):
+    write_peer(hide="pass")
+    found = find_row(run(peers), "planted").passes[FORWARD]
+    assert_refused(found, "disagrees with the oracle: out, rms error ")
+    assert found.errors["out"] > 1e-3
+
+
+def test_a_peer_that_returns_nan_gets_no_number(peers, write_peer):
+    write_peer(spoil="out[0, 1, 2, 3] = np.nan")
+    report = run(peers)
+    found = find_row(report, "planted").passes[FORWARD]
+    assert_refused(found, "disagrees with the oracle: out, rms error nan")
+    assert found.errors == {"out": None}
+    assert find_row(report, OURS).passes[FORWARD].time is not None
+
+
+def test_our_own_errors_have_no_number_and_no_ratios(peers, write_peer):
+    write_peer()
+    ours = peers / "ours.py"
+    spoiled = ours.read_text().replace('return {"out": out,', 'return {"out": out * 1.001,')
+    assert spoiled != ours.read_text()
+    ours.write_text(spoiled)
+    report = run(peers)
+    assert_refused(find_row(report, OURS).passes[FORWARD], "disagrees with the oracle: out: FAILS")
+    found = find_row(report, "planted").passes[FORWARD]
+    assert found.time is not None and found.ratio is None
+
+
+def test_a_missing_package_is_named(peers, write_peer):
+    write_peer("import no_such_package")
+    report = run(peers)
+    assert report.missing == {"planted.py": "no_such_package is not installed"}
+    assert find_row(report, OURS).passes[FORWARD].time is not None
+
+
+CRASHING = """
+import os
+from crisscross.bench.peer import Calls, Form
+
+PACKAGES = ()
+
+
+def prepare(inputs):
+    if inputs.q.shape[2] == 5:
+        os._exit(7)
+    return Calls(lambda: {"out": inputs.v}, None, dict)
+
+
+FORMS = {
+    "crashes": Form(prepare, passes=("forward",)),
+    "has no chance": Form(prepare, passes=("forward",)),
+}
+"""
+
+
+def test_a_crash_is_named_and_the_next_shape_has_a_new_worker(peers, write_peer):
+    write_peer(CRASHING)
+    report = run(peers, shapes=SHAPES)
+    for form in ("crashes", "has no chance"):
+        found = find_row(report, form).passes[FORWARD]
+        assert_refused(found, "its process ended with exit code 7")
+        found = find_row(report, form, case=1).passes[FORWARD]
+        assert_refused(found, "disagrees with the oracle: out")
+    assert find_row(report, OURS).passes[FORWARD].time is not None
+
+
+FADING = """
+import os
+from crisscross.bench.peer import Calls, Form
+
+PACKAGES = ()
+calls = iter((1, 2))
+
+
+def prepare(inputs):
+    def forward():
+        if next(calls, None) is None:
+            raise RuntimeError("tired\\nof it")
+        return {"out": inputs.v}
+
+    return Calls(forward, None, dict)
+
+
+FORMS = {"fades": Form(prepare, passes=("forward",))}
+"""
+
+
+def test_what_fails_while_it_is_timed_has_no_number(peers, write_peer):
+    write_peer(FADING)
+    # With H = W = 1 every position sees itself alone: out = v.
+    found = find_row(run(peers, shapes=(Shape(3, 2, 1, 1),)), "fades").passes[FORWARD]
+    assert_refused(found, "RuntimeError: tired")
+
+
+def test_what_a_form_is_not_for_is_named(peers, write_peer):
+    write_peer(
+        """
+        from crisscross.bench.peer import Form, NotServed
+
+        PACKAGES = ()
+
+
+        def prepare(inputs):
+            raise NotServed("squares only")
+
+
+        FORMS = {"square": Form(prepare)}
+        """
+    )
+    for found in find_row(run(peers), "square").passes.values():
+        assert_refused(found, "squares only")
+
+
+def test_only_what_is_asked_for_is_measured(peers, write_peer):
+    write_peer()
+    report = run(peers, only=("PLANT",))
+    assert [row.form for row in report.cases[0].rows] == [OURS, "planted"]
+    report = run(peers, only=("channels-LAST",))
+    assert [row.form for row in report.cases[0].rows] == [OURS, CHANNELS_LAST]
+    with pytest.raises(BenchError, match="'nobody' in its name; there are 'ours', 'crisscross'"):
+        run(peers, only=("nobody",))
+
+
+def test_our_file_must_be_there_and_load(peers, tmp_path):
+    with pytest.raises(BenchError, match=r"there is no ours\.py in .*: run from a clone"):
+        run(tmp_path)
+    (peers / "ours.py").write_text("import no_such_package")
+    with pytest.raises(BenchError, match=r"ours\.py: no_such_package is not installed"):
+        run(peers)
+
+
+def list_children() -> set[str]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return set(file.read().split())
+
+
+def test_an_interrupt_ends_all_workers(peers, write_peer):
+    write_peer()
+    before = list_children()
+
+    def interrupt(done: int, total: int, text: str) -> None:
+        if "checking planted" in text:
+            assert len(list_children() - before) == 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(Settings(shapes=SHAPES, rounds=1, peers=peers), interrupt)
+    assert list_children() <= before
+
+
+def test_progress_counts_every_step(peers, write_peer):
+    write_peer(hide="pass")
+    steps = []
+    run_bench(
+        Settings(shapes=SHAPES, rounds=1, peers=peers),
+        lambda done, total, _: steps.append((done, total)),
+    )
+    total = 2 * (1 + 3 + 2 * 1)
+    assert steps == [(0, 1), *((done, total) for done in range(total))]
+
+
+def test_the_report_round_trips(peers, write_peer):
+    write_peer(spoil="out[0, 0, 0, 0] = np.nan")
+    report = run(peers, dtype="float64", command="crisscross bench")
+    text = report.to_json()
+    assert Report.from_json(text) == report
+    plain = json.loads(text)
+    assert plain["cases"][0]["shape"]["channels"] == 6
+    assert plain["dtype"] == "float64" and plain["environment"]["threads"] == 1
+    record = dataclasses.replace(report.cases[0].rows[0].passes[FORWARD], ratio=Spread(1, 2, 3))
+    assert record.ratio.median == 2
+
+
+def test_the_default_folder_is_that_of_the_clone():
+    assert DEFAULT_PEERS == BENCHMARKS

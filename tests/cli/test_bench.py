@@ -1,0 +1,259 @@
+"""`crisscross bench`: its arguments, its tables, its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import crisscross.cli.bench
+from crisscross.bench.ratios import Spread
+from crisscross.bench.records import CaseRecord, Environment, PassRecord, Report, Row
+from crisscross.bench.settings import DEFAULT_PEERS, Settings
+from crisscross.bench.shapes import FORWARD, FORWARD_BACKWARD, QUICK_SHAPES, SHAPES, Shape
+from crisscross.cli import main
+from crisscross.cli.bench_tables import HEADINGS, list_cells, write_markdown
+
+ENVIRONMENT = Environment(
+    command="crisscross bench --quick",
+    date="2026-01-02T03:04:05+00:00",
+    commit="0123456789abcdef",
+    dirty=True,
+    python="3.11.7",
+    system="Linux",
+    cpu="a CPU",
+    usable_cpus=4,
+    threads=2,
+    blas="openblas 1",
+    packages={"numpy": "2.4"},
+    unsettled=None,
+)
+OURS = Row(
+    "crisscross",
+    "criss-cross",
+    {
+        FORWARD: PassRecord(
+            errors={"out": 1e-7, "lse": 2e-7},
+            seconds=(0.01, 0.0125, 0.02),
+            time=Spread(0.01, 0.0125, 0.02),
+            over_floor=2.04,
+            extra_bytes=3 * 2**20,
+        ),
+        FORWARD_BACKWARD: PassRecord(
+            errors={"out": 1e-7, "dq": 4e-7},
+            seconds=(0.1,),
+            time=Spread(0.1, 0.1, 0.1),
+            over_floor=3,
+            extra_bytes=2**19,
+        ),
+    },
+)
+DENSE = Row(
+    "dense | all",
+    "dense",
+    {FORWARD: PassRecord(seconds=(1.5,), time=Spread(1, 1.5, 2), ratio=Spread(10, 12, 15))},
+)
+WRONG = Row(
+    "wrong",
+    "criss-cross",
+    {
+        FORWARD: PassRecord("disagrees with the oracle: out", {"out": 0.25}),
+        FORWARD_BACKWARD: PassRecord("disagrees with the oracle: dq", {"out": 0.25, "dq": None}),
+    },
+)
+REPORT = Report(
+    environment=ENVIRONMENT,
+    dtype="float32",
+    seed=0,
+    rounds=3,
+    peer_ulps=16,
+    ours="crisscross",
+    cases=(CaseRecord(Shape(8, 2, 5, 7), "the oracle", 1e11, (OURS, DENSE, WRONG)),),
+    missing={"jax_jit.py": "jax is not installed"},
+)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """The folder of the default outputs."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def asked(written, monkeypatch) -> list[Settings]:
+    """Measure nothing; the settings that would have been used."""
+    settings: list[Settings] = []
+
+    def note(given: Settings, on_step: object) -> Report:
+        settings.append(given)
+        return REPORT
+
+    monkeypatch.setattr(crisscross.cli.bench, "run_bench", note)
+    return settings
+
+
+def test_the_cells():
+    assert list_cells(OURS, "crisscross") == [
+        "crisscross",
+        *("12.5 ms", "1", "2.0"),
+        *("100 ms", "1", "3.0"),
+        *("3.0 / 0.5", "4.0e-07 (dq)"),
+    ]
+    assert list_cells(DENSE, "crisscross") == [
+        "dense | all",
+        *("1500 ms", "12.00 (10.00 to 15.00)", "-"),
+        *("-", "-", "-"),
+        *("- / -", "-"),
+    ]
+    assert list_cells(WRONG, "crisscross") == ["wrong", *["-"] * 6, "- / -", "2.5e-01 (out)"]
+
+
+def test_the_markdown():
+    lines = write_markdown(REPORT).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 5
+    assert {line.replace("\\|", "").count("|") for line in table} == {len(HEADINGS) + 1}
+    text = "\n".join(lines)
+    assert "**C/C' = 8/2, 5x7, float32**" in text
+    assert "- wrong, forward: disagrees with the oracle: out" in text
+    assert "- dense | all: another function" in text
+    assert "Not measured: jax_jit.py: jax is not installed" in text
+    assert "commit 0123456789ab with changes" in text
+
+
+def test_the_terminal_tells_all(asked, capsys):
+    assert main(["bench"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for words in ("12.5 ms", "12.00 (10.00 to 15.00)", "jax is not installed", "a CPU; 2 of 4"):
+        assert words in out
+    assert "wrong, forward + backward: disagrees with the oracle: dq" in out
+
+
+def test_the_defaults(asked, written):
+    assert main(["bench"]) == 0
+    (settings,) = asked
+    assert settings.shapes == SHAPES and settings.dtype == "float32" and settings.rounds == 9
+    assert settings.peers == DEFAULT_PEERS and settings.only == ()
+    assert settings.threads == crisscross.cli.bench.count_usable_cpus()
+    assert sorted(path.name for path in written.iterdir()) == [
+        "crisscross-bench.json",
+        "crisscross-bench.png",
+    ]
+
+
+def test_the_options(asked, written):
+    options = ["--shape", "8/2,5x7", "--shape", "9/3,4x6,2", "--dtype", "bfloat16", "--rounds", "3"]
+    options += ["--threads", "1", "--only", "torch", "--only", "jax", "--peers", "elsewhere"]
+    options += ["--seed", "5", "--json", "a.json", "--plot", "b.png", "--markdown", "c.md"]
+    assert main(["bench", *options]) == 0
+    (settings,) = asked
+    assert settings == Settings(
+        shapes=(Shape(8, 2, 5, 7), Shape(9, 3, 4, 6, 2)),
+        dtype="bfloat16",
+        rounds=3,
+        threads=1,
+        peers=DEFAULT_PEERS.__class__("elsewhere"),
+        only=("torch", "jax"),
+        seed=5,
+        command=settings.command,
+    )
+    assert settings.command.startswith("crisscross bench --shape 8/2,5x7 ")
+    assert sorted(path.name for path in written.iterdir()) == ["a.json", "b.png", "c.md"]
+    assert Report.from_json((written / "a.json").read_text()) == REPORT
+    assert (written / "c.md").read_text() == write_markdown(REPORT)
+
+
+def test_quick(asked):
+    assert main(["bench", "--quick"]) == 0
+    assert main(["bench", "--quick", "--rounds", "2"]) == 0
+    assert [settings.shapes for settings in asked] == [QUICK_SHAPES, QUICK_SHAPES]
+    assert [settings.rounds for settings in asked] == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--shape", "64,5x7"], "argument --shape: expected C/C',HxW"),
+        (["--shape", "64/8,0x7"], "argument --shape: expected C/C',HxW"),
+        (["--quick", "--shape", "64/8,5x7"], "not allowed with argument --quick"),
+        (["--dtype", "int8"], "argument --dtype"),
+        (["--rounds", "0"], "argument --rounds: expected a whole number from 1"),
+        (["--threads", "0"], "argument --threads: expected a whole number from 1"),
+        (["--threads", "4000"], "argument --threads: expected at most"),
+        (["--seed", "-1"], "argument --seed"),
+        (["--peers", "nowhere"], "there is no ours.py in nowhere: run from a clone"),
+        (["--json", "a.txt"], "cannot write a.txt: expected a name that ends in .json"),
+        (["--plot", "a.jpg"], "cannot write a.jpg: expected a name that ends in .png"),
+        (["--markdown", "a.txt"], "cannot write a.txt: expected a name that ends in .md"),
+        (["--json", "missing/a.json"], "cannot write missing/a.json: there is no folder"),
+        (["--fast"], "unknown arguments: --fast"),
+        (["extra"], "unknown arguments: extra"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_no_file(written, capsys, options, words):
+    assert main(["bench", *options]) in (1, 2)
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("crisscross bench: ") and words in err
+    assert list(written.iterdir()) == []
+
+
+def test_an_interrupt_is_one_line_and_no_file(written, monkeypatch, capsys):
+    def interrupt(*_: object) -> Report:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crisscross.cli.bench, "run_bench", interrupt)
+    assert main(["bench"]) == 130
+    assert capsys.readouterr().err == "crisscross bench: interrupted\n"
+    assert list(written.iterdir()) == []
+
+
+def test_packages_that_are_missing_are_one_line(run_python):
+    code = """
+import sys
+sys.modules["rich"] = None
+from crisscross.cli import main
+print(main(["bench"]))
+"""
+    assert run_python(code) == "1\n"
+
+
+def test_a_run_from_end_to_end(written, tmp_path, capsys):
+    peers = tmp_path / "peers"
+    peers.mkdir()
+    for name in ("ours.py", "torch_eager.py"):
+        shutil.copy(DEFAULT_PEERS / name, peers)
+    options = ["--peers", str(peers), "--rounds", "2", "--markdown", "tables.md"]
+    options += ["--shape", "6/3,5x7,2", "--shape", "4/2,8x3"]
+    assert main(["bench", *options]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "torch einsum" in out and "disagrees" not in out
+    report = Report.from_json((written / "crisscross-bench.json").read_text())
+    assert len(report.cases) == 2 and report.environment.command.startswith("crisscross bench")
+    for case in report.cases:
+        assert len(case.rows) == 4
+        for row in case.rows:
+            assert all(found.reason is None and found.time for found in row.passes.values())
+    with Image.open(written / "crisscross-bench.png") as image:
+        picture = np.asarray(image.convert("RGB"))
+    assert min(picture.shape[:2]) > 500 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+    assert (written / "tables.md").read_text() == write_markdown(report)
+
+
+@pytest.mark.parametrize("rows", [(OURS,), (OURS, WRONG)])
+def test_a_picture_without_ratios_is_drawn(asked, written, monkeypatch, rows):
+    case = dataclasses.replace(REPORT.cases[0], rows=rows)
+    report = dataclasses.replace(REPORT, cases=(case,))
+    monkeypatch.setattr(crisscross.cli.bench, "run_bench", lambda *_: report)
+    assert main(["bench"]) == 0
+    assert json.loads((written / "crisscross-bench.json").read_text())["rounds"] == 3
+    with Image.open(written / "crisscross-bench.png") as image:
+        assert image.size[0] > 500
