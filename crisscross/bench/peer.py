@@ -37,7 +37,7 @@ class NotServed(Exception):  # noqa: N818 - it tells of a limit, not of a fault
     """Raised by `Form.prepare` for inputs that the form is not for; the message says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """The arrays of a case: C-contiguous, in one dtype, bfloat16 being that of ml_dtypes.
 
