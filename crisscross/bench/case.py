@@ -6,7 +6,7 @@ import math
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +41,6 @@ class _Draft:
     """What is known so far of one pass of one form."""
 
     reason: str | None = None
-    results: dict[str, np.ndarray] = field(default_factory=dict)
     errors: dict[str, float | None] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     extra_bytes: int | None = None
@@ -99,37 +98,41 @@ class Case:
         """Check and measure; what fails has its reason in the record."""
         with tempfile.TemporaryDirectory(prefix="crisscross-") as name:
             folder = Path(name)
-            self.step(f"{self.shape}: results of all forms, and the exact ones")
+            self.step(f"{self.shape}: holding all forms to the oracle")
             case = make_arrays(self.shape, self.settings.dtype, self.settings.seed)
-            expectation = self._compute(case, folder)
-            for entry in self.entries:
-                self.step(f"{self.shape}: checking {entry.form}")
-                self._check(entry, expectation)
+            source = self._check(case, folder)
+        for entry in self.entries:
+            self.step(f"{self.shape}: memory of {entry.form}")
+            self._measure_memory(entry)
         for name in self.entries[0].passes:
             self._time(name)
-        return self._record(expectation.source)
+        return self._record(source)
 
-    def _compute(self, case: AttentionCase, folder: Path) -> Expectation:
-        """Let the workers compute, and compile, side by side with us: nothing is timed yet."""
+    def _check(self, case: AttentionCase, folder: Path) -> str:
+        """Compile, compute and judge, all side by side: nothing is timed yet."""
         given = {name: getattr(case, name) for name in ("q", "k", "v", "dout")}
         dtypes = write_arrays(folder, given)
+        expecting: Future[Expectation] = Future()
         with ThreadPoolExecutor(count_usable_cpus()) as pool:
             try:
-                computing = [
-                    pool.submit(self._compute_forms, path, folder, dtypes)
+                checking = [
+                    pool.submit(self._check_file, path, folder, dtypes, expecting)
                     for path in self.team.forms
                 ]
-                expectation = expect(case, self.shape)
-                for future in computing:
+                expecting.set_result(expect(case, self.shape))
+                for future in checking:
                     future.result()
             except BaseException:
                 # Or the pool would wait for answers that nobody needs.
+                expecting.cancel()
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.team.kill()
                 raise
-        return expectation
+        return expecting.result().source
 
-    def _compute_forms(self, path: Path, folder: Path, dtypes: dict[str, str]) -> None:
+    def _check_file(
+        self, path: Path, folder: Path, dtypes: dict[str, str], expecting: Future[Expectation]
+    ) -> None:
         entries = [entry for entry in self.entries if entry.path == path]
         try:
             self.team.revive(path)
@@ -139,9 +142,9 @@ class Case:
                 entry.refuse(str(error))
             return
         for entry in entries:
-            self._compute_form(entry, folder)
+            self._check_form(entry, folder, expecting)
 
-    def _compute_form(self, entry: _Entry, folder: Path) -> None:
+    def _check_form(self, entry: _Entry, folder: Path, expecting: Future[Expectation]) -> None:
         worker = self.team.workers[entry.path]
         try:
             answer = worker.ask("prepare", form=entry.form)
@@ -156,23 +159,14 @@ class Case:
                 answer = worker.ask("compute", form=entry.form, name=name, folder=str(place))
             except WorkerError as error:
                 draft.reason = str(error)
-            else:
-                draft.results = read_arrays(place, answer["dtypes"])
-
-    def _check(self, entry: _Entry, expectation: Expectation) -> None:
-        """Hold the results to the oracle, and measure the memory of what passes."""
-        for name, draft in entry.passes.items():
-            if draft.reason is not None:
                 continue
-            verdict = self._judge(entry, name, draft.results, expectation)
-            draft.results = {}
+            results = read_arrays(place, answer["dtypes"])
+            verdict = self._judge(entry, name, results, expecting.result())
             draft.errors = {
                 output: error if math.isfinite(error) else None
                 for output, error in verdict.errors.items()
             }
             draft.reason = verdict.reason
-            if draft.reason is None:
-                self._measure_memory(entry, name, draft)
 
     def _judge(
         self, entry: _Entry, name: str, results: dict[str, np.ndarray], expectation: Expectation
@@ -183,15 +177,18 @@ class Case:
         names |= {"lse"} if entry.ours else set()
         return judge(expectation, results, names, ours=entry.ours)
 
-    def _measure_memory(self, entry: _Entry, name: str, draft: _Draft) -> None:
+    def _measure_memory(self, entry: _Entry) -> None:
         worker = self.team.workers[entry.path]
-        try:
-            found = worker.ask("measure_memory", form=entry.form, name=name)
-        except WorkerError as error:
-            draft.reason = str(error)
-            return
-        draft.extra_bytes = found.get("bytes")
-        draft.memory_reason = found.get("unknown")
+        for name, draft in entry.passes.items():
+            if draft.reason is not None:
+                continue
+            try:
+                found = worker.ask("measure_memory", form=entry.form, name=name)
+            except WorkerError as error:
+                draft.reason = str(error)
+                continue
+            draft.extra_bytes = found.get("bytes")
+            draft.memory_reason = found.get("unknown")
 
     def _time(self, name: str) -> None:
         order = random.Random(f"{self.settings.seed} {self.shape} {name}")

@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+import crisscross.bench.case
 from crisscross.bench.ratios import Spread
 from crisscross.bench.records import PassRecord, Report, Row
 from crisscross.bench.run import run_bench
@@ -198,12 +199,31 @@ def test_an_interrupt_ends_all_workers(peers, write_peer):
     before = list_children()
 
     def interrupt(done: int, total: int, text: str) -> None:
-        if "checking planted" in text:
+        if "memory of planted" in text:
             assert len(list_children() - before) == 2
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_bench(Settings(shapes=SHAPES, rounds=1, peers=peers), interrupt)
+    assert list_children() <= before
+
+
+def test_an_interrupt_of_the_oracle_ends_all_workers(peers, write_peer, monkeypatch):
+    write_peer("""
+        import time
+        from crisscross.bench.peer import Form
+
+        PACKAGES = ()
+        FORMS = {"endless": Form(lambda inputs: time.sleep(600))}
+    """)
+    before = list_children()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crisscross.bench.case, "expect", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(peers)
     assert list_children() <= before
 
 
