@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -93,6 +94,7 @@ class Case:
         # Ours first, in the table too.
         self.entries.sort(key=lambda entry: not entry.ours)
         self.rates: list[float] = []
+        self.watched, self.foreign = 0.0, 0.0
 
     def run(self) -> CaseRecord:
         """Check and measure; what fails has its reason in the record."""
@@ -217,6 +219,9 @@ class Case:
             draft.reason = str(error)
             return
         draft.seconds.append(answer["seconds"])
+        if "foreign" in answer:
+            self.watched += answer["watched"]
+            self.foreign += answer["foreign"]
 
     def _time_matmul(self) -> None:
         """The floor is what NumPy's matmul does in this run, on all threads."""
@@ -242,7 +247,9 @@ class Case:
             )
             for entry in self.entries
         )
-        return CaseRecord(self.shape, source, rate, rows)
+        available = self.watched * (os.cpu_count() or 1)
+        share = max(0.0, self.foreign / available) if available else None
+        return CaseRecord(self.shape, source, rate, share, rows)
 
     def _record_pass(
         self, name: str, draft: _Draft, reference: _Draft, rate: float | None

@@ -83,11 +83,24 @@ class Row:
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """One shape: where the exact results came from, NumPy's matmul rate in flop/s, the rows."""
+    """One shape.
+
+    Attributes
+    ----------
+    shape : Shape
+    oracle : str
+        How the exact results were computed.
+    matmul_rate : float or None
+        Of NumPy, in operations a second.
+    foreign_share : float or None
+        Of the CPUs' time, what other processes took during the measurements.
+    rows : tuple of Row
+    """
 
     shape: Shape
     oracle: str
     matmul_rate: float | None
+    foreign_share: float | None
     rows: tuple[Row, ...]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from crisscross.bench.exchange import read_arrays, write_arrays
+from crisscross.bench.load import Watch
 from crisscross.bench.memory import MemoryUnknown, measure_extra_memory
 from crisscross.bench.peer import Calls, Inputs, NotServed, load_peer
 from crisscross.bench.shapes import FORWARD
@@ -69,7 +70,9 @@ class _Server:
             return {"unknown": str(reason)}
 
     def time(self, form: str, name: str, seconds: float) -> Answer:
-        return {"seconds": _time(self._find(form, name), seconds)}
+        watch = Watch()
+        measured = _time(self._find(form, name), seconds)
+        return {"seconds": measured, **watch.stop()}
 
     def time_matmul(self, dtype: str, seconds: float) -> Answer:
         """Measure the rate of a square product of NumPy's, in operations a second."""

@@ -30,6 +30,8 @@ HEADINGS = (
     "worst error",
 )
 _NONE = "-"
+#: Of the CPUs' time: more, taken by other processes, spoils the numbers.
+_QUIET_SHARE = 0.05
 
 
 def title_of(case: CaseRecord, report: Report) -> str:
@@ -92,6 +94,11 @@ def list_notes(case: CaseRecord) -> list[str]:
         if row.function == DENSE and not reasons:
             notes.append(f"{row.form}: another function; every position attends to all others")
     unknown = {found.memory_reason for row in case.rows for found in row.passes.values()}
+    if case.foreign_share is not None and case.foreign_share > _QUIET_SHARE:
+        notes.append(
+            f"the machine was not quiet: other processes took {case.foreign_share:.0%} of the CPUs "
+            "while this was timed; measure again"
+        )
     notes += sorted(f"extra memory: {reason}" for reason in unknown if reason)
     return notes
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from crisscross.bench import memory
+from crisscross.bench import load, memory
 from crisscross.bench.exchange import read_arrays, write_arrays
 from crisscross.bench.process import Worker, WorkerError, count_usable_cpus
 from crisscross.bench.shapes import FORWARD
@@ -135,6 +135,27 @@ def test_extra_memory_is_that_of_the_call():
     released = []
     found = memory.measure_extra_memory(hold_and_drop, lambda: released.append(True))
     assert released and size * 1.2 < found < size * 1.6
+
+
+def test_others_are_what_is_busy_besides_this_process(monkeypatch):
+    moments = {"perf_counter": iter((10.0, 12.0)), "process_time": iter((1.0, 2.5))}
+    busy = iter((100.0, 103.25))
+    for name, values in moments.items():
+        monkeypatch.setattr(load.time, name, lambda values=values: next(values))
+    monkeypatch.setattr(load, "read_busy_seconds", lambda: next(busy))
+    watch = load.Watch()
+    found = watch.stop()
+    monkeypatch.undo()
+    assert found == {"watched": 2.0, "foreign": 1.75}
+
+
+def test_busy_seconds_leave_out_what_is_idle(monkeypatch, tmp_path):
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 20 30 9000 8000 4 5 6 7 8\ncpu0 1\n")
+    monkeypatch.setattr(load, "open", lambda _: stat.open(), raising=False)
+    assert load.read_busy_seconds() == 165 / os.sysconf("SC_CLK_TCK")
+    stat.write_text("cpu\n")
+    assert load.read_busy_seconds() is None
 
 
 def test_memory_that_is_not_told_is_named(monkeypatch):

@@ -72,7 +72,7 @@ REPORT = Report(
     rounds=3,
     peer_ulps=16,
     ours="crisscross",
-    cases=(CaseRecord(Shape(8, 2, 5, 7), "the oracle", 1e11, (OURS, DENSE, WRONG)),),
+    cases=(CaseRecord(Shape(8, 2, 5, 7), "the oracle", 1e11, 0.25, (OURS, DENSE, WRONG)),),
     missing={"jax_jit.py": "jax is not installed"},
 )
 
@@ -126,6 +126,13 @@ def test_the_markdown():
     assert "- dense | all: another function" in text
     assert "Not measured: jax_jit.py: jax is not installed" in text
     assert "commit 0123456789ab with changes" in text
+    assert "- the machine was not quiet: other processes took 25% of the CPUs" in text
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.049])
+def test_a_quiet_machine_is_not_mentioned(share):
+    case = dataclasses.replace(REPORT.cases[0], foreign_share=share)
+    assert "quiet" not in write_markdown(dataclasses.replace(REPORT, cases=(case,)))
 
 
 def test_the_terminal_tells_all(asked, capsys):
