@@ -105,9 +105,7 @@ def _add_demo_arguments(parser: ArgumentParser) -> None:
 
 def _add_bench_arguments(parser: ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--quick", action="store_true", help="two shapes in place of eight"
-    )
+    which.add_argument("--quick", action="store_true", help="two shapes in place of eight")
     which.add_argument(
         "--shape",
         type=_shape,
