@@ -105,8 +105,6 @@ class _Backward:
         self._compute_delta()
         sums = (self.dq, self.dk, self.dv)
         for axis in self.axes:
-            for total in sums:
-                total.open_axis(axis)
             self._add_shares(axis)
             for total in sums:
                 total.close_axis()
@@ -129,10 +127,9 @@ class _Backward:
         """Add the share of the strips along one axis to dq, dk and dv."""
         dtype, spatial_ndim = self.plan.dtype, self.q.ndim - 3
         skips_self = not (axis == self.axes[0] and self.include_self)
-        q, k, v, dout = (
-            lay_for_blas(name, x, axis, self.crew)
-            for name, x in (("q", self.q), ("k", self.k), ("v", self.v), ("dout", self.dout))
-        )
+        inputs = (("q", self.q), ("k", self.k), ("v", self.v), ("dout", self.dout))
+        laid = [lay_for_blas(name, x, axis, self.crew) for name, x in inputs]
+        q, k, v, dout = (x.strips for x in laid)
         lse, delta = (lay_along(x, axis, spatial_ndim) for x in (self.lse, self.delta))
         mask = None if self.key_mask is None else lay_along(self.key_mask, axis, spatial_ndim)
         ranges = cut(lse.shape[-1], max(_KEYS_OF_RANGE, -(-lse.shape[-1] // _MOST_RANGES)))
@@ -141,6 +138,18 @@ class _Backward:
         if len(ranges) > 1:
             shape = (len(ranges), *lse.shape, self.q.shape[-1])
             parts = self.crew.workspace.reuse("dq parts", shape, dtype)
+
+        tasks = cut_tasks(
+            lse.shape,
+            dtype.itemsize,
+            self.crew.threads,
+            head_size=v.shape[-1],
+            share_rows=False,
+        )
+        # A block that is a single tile is done with q, k and v when it has their gradients.
+        alone = parts is None and tasks[0].rows == ranges
+        for total, operand in zip((self.dq, self.dk, self.dv), laid, strict=False):
+            total.open_axis(axis, operand.strips if alone and operand.copied else None)
 
         def add_share(numbered: tuple[int, Task], workspace: Workspace) -> None:
             number, task = numbered
@@ -190,7 +199,6 @@ class _Backward:
             self.dk.add(block, columns, dk)
             self.dv.add(block, columns, dv)
 
-        tasks = cut_tasks(lse.shape, dtype.itemsize, self.crew.threads, share_rows=False)
         self.crew.run([*product(range(len(ranges)), tasks)], add_share)
         if parts is not None:
             self._add_parts(parts, [task.block for task in tasks])

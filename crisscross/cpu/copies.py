@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,14 +75,22 @@ def convert(
     return _copy(name, features, dtype, crew, innermost=innermost, axis=last, key_mask=key_mask)
 
 
-def lay_for_blas(name: str, features: np.ndarray, axis: int, crew: Crew) -> np.ndarray:
+class Laid(NamedTuple):
+    """Features seen as strips along an axis, (N, heads, *others, L, D)."""
+
+    strips: np.ndarray
+    #: Whether this is a copy, made for the axis alone.
+    copied: bool
+
+
+def lay_for_blas(name: str, features: np.ndarray, axis: int, crew: Crew) -> Laid:
     """Lay (N, heads, *S, D), as converted, along an axis; a copy where BLAS needs one."""
     spatial_ndim = features.ndim - 3
     laid = lay_along(features, axis, spatial_ndim)
-    if not fits_blas(laid, features.dtype):
-        copy = _copy(name, features, features.dtype, crew, innermost=False, axis=axis)
-        laid = lay_along(copy, axis, spatial_ndim)
-    return laid
+    if fits_blas(laid, features.dtype):
+        return Laid(laid, copied=False)
+    copy = _copy(name, features, features.dtype, crew, innermost=False, axis=axis)
+    return Laid(lay_along(copy, axis, spatial_ndim), copied=True)
 
 
 def _copy(

@@ -91,7 +91,6 @@ class _Forward:
         if self.key_mask is None:
             self._find_tame()
         for axis in self.axes:
-            self.mean.open_axis(axis)
             self._attend_along(axis)
             self.mean.close_axis(self.share)
         np.log(self.total, out=self.lse)
@@ -122,10 +121,11 @@ class _Forward:
         dtype, spatial_ndim = self.plan.dtype, self.q.ndim - 3
         first = axis == self.axes[0]
         skips_self = not (first and self.include_self)
-        q, k, v = (
+        laid_q, laid_k, laid_v = (
             lay_for_blas(name, x, axis, self.crew)
             for name, x in (("q", self.q), ("k", self.k), ("v", self.v))
         )
+        q, k, v = laid_q.strips, laid_k.strips, laid_v.strips
         peak, total, share = (
             lay_along(x, axis, spatial_ndim) for x in (self.peak, self.total, self.share)
         )
@@ -136,6 +136,15 @@ class _Forward:
             tame = np.broadcast_to(tame, total.shape[:-1])
         keys_of_strip = slice(0, total.shape[-1])
         ones = np.ones(keys_of_strip.stop, dtype)
+        tasks = cut_tasks(
+            total.shape,
+            dtype.itemsize,
+            self.crew.threads,
+            head_size=v.shape[-1],
+            share_rows=True,
+        )
+        # Only a block that is a single tile is done with its values then.
+        replaced = v if laid_v.copied and tasks[0].rows == [keys_of_strip] else None
 
         def attend(task: Task, workspace: Workspace) -> None:
             block = task.block
@@ -166,5 +175,5 @@ class _Forward:
                     mean[part_total == 0] = 0
                 self.mean.add(block, rows, mean, rest)
 
-        tasks = cut_tasks(total.shape, dtype.itemsize, self.crew.threads, share_rows=True)
+        self.mean.open_axis(axis, replaced)
         self.crew.run(tasks, attend)

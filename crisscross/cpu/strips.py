@@ -20,6 +20,10 @@ TILE_BYTES = 1 << 20
 LEAST_ROWS = 64
 
 
+#: Bytes of values that a block may hold: each thread needs as much for their weighted means.
+BLOCK_BYTES = 1 << 21
+
+
 class Block(NamedTuple):
     """A run of strips side by side, or all those of several heads and images."""
 
@@ -54,7 +58,7 @@ def cut(count: int, most: int) -> list[slice]:
 
 
 def cut_tasks(
-    laid_shape: tuple[int, ...], itemsize: int, threads: int, *, share_rows: bool
+    laid_shape: tuple[int, ...], itemsize: int, threads: int, *, head_size: int, share_rows: bool
 ) -> list[Task]:
     """Cut (N, heads, *others, L) into tasks: two or more a thread, as far as blocks go round.
 
@@ -67,7 +71,8 @@ def cut_tasks(
     rows = [slice(0, length)]
     if strip_bytes > TILE_BYTES:
         rows = cut(length, max(LEAST_ROWS, TILE_BYTES // (length * itemsize)))
-    blocks = _cut_blocks((*outer, strips), max(1, TILE_BYTES // strip_bytes), threads)
+    most = min(TILE_BYTES // strip_bytes, BLOCK_BYTES // (length * head_size * itemsize))
+    blocks = _cut_blocks((*outer, strips), max(1, most), threads)
     share = len(rows)
     if share_rows:
         share = min(share, max(1, len(rows) * len(blocks) // (2 * threads)))

@@ -52,29 +52,47 @@ class AxisSum:
             axis=axis,
         )
 
-    def open_axis(self, axis: int) -> None:
-        """Begin with the axis."""
+    def open_axis(self, axis: int, replaced: np.ndarray | None = None) -> None:
+        """Begin with the axis.
+
+        `replaced`, laid along it like the output, is a copy that the caller needs no more, block by
+        block, once it has the products of a block: those can be kept in its place.
+        """
         self._axis = axis
         self._laid = self._lay(self._total, axis)
-        #: What the products of this axis are written to; None, if they are added block by block.
+        #: Where the products of this axis go; None, if they are added block by block.
         self._products: np.ndarray | None = None
+        self._replaces = False
         if axis == self._axes[0]:
             self._products = self._laid
         elif not self._innermost:
-            self._products = self._lay(self._take_memory("part", axis), axis)
+            self._replaces = replaced is not None
+            self._products = replaced
+            if replaced is None:
+                self._products = self._lay(self._take_memory("part", axis), axis)
 
     def lend(self, block: Block, rows: slice, workspace: Workspace) -> np.ndarray:
         """Lend (..., rows, D) for the product of a tile."""
-        if self._products is not None:
+        if self._products is not None and not self._replaces:
             return block.of(self._products)[..., rows, :]
         shape = block.of(self._laid)[..., rows, :].shape
-        return workspace.reuse(self._name, shape, self._dtype)
+        return take_features(
+            workspace,
+            self._name,
+            shape,
+            self._dtype,
+            innermost=self._innermost,
+            axis=len(shape) - 4,
+        )
 
     def add(
         self, block: Block, rows: slice, result: np.ndarray, share: np.ndarray | None = None
     ) -> None:
         """Add the product of a tile to `share`, (..., rows), of what was there before."""
-        if self._products is None:
+        if self._replaces:
+            assert self._products is not None
+            block.of(self._products)[..., rows, :] = result
+        elif self._products is None:
             total = block.of(self._laid)[..., rows, :]
             if share is not None:
                 total *= share[..., None]
@@ -86,8 +104,10 @@ class AxisSum:
         rounds = self._axis == self._axes[-1] and self._total is not self._target
         if not adds and not rounds:
             return
-        # Seen again in the order of the output's axes.
-        part = self._take_memory("part", self._axis) if adds else None
+        part = None
+        if adds:
+            assert self._products is not None
+            part = np.moveaxis(self._products, -2, 2 + self._axis)
 
         def work(chunk: tuple[Any, ...], workspace: Workspace) -> None:
             total = self._total[chunk]

@@ -12,6 +12,7 @@ TINY = [
     (plan, "SMALL_IMAGE_FLOPS", 0),
     (plan, "TILE_BYTES", 256),
     (strips, "TILE_BYTES", 256),
+    (strips, "BLOCK_BYTES", 512),
     (strips, "LEAST_ROWS", 2),
     (copies, "CHUNK_BYTES", 96),
     (backward, "_KEYS_OF_RANGE", 3),

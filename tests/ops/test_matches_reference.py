@@ -221,7 +221,7 @@ def test_strips_longer_than_a_tile(monkeypatch):
         case = make_case(
             (23, 7), heads=2, axes=(0,), include_self=include_self, masked=True, head_size_v=5
         )
-        tasks = strips.cut_tasks((1, 2, 7, 23), 4, 1, share_rows=False)
+        tasks = strips.cut_tasks((1, 2, 7, 23), 4, 1, head_size=5, share_rows=False)
         assert [len(task.rows) for task in tasks] == [8] * 14
         assert_matches_reference(case, **run_axial(case))
     case = make_case((23, 7), heads=2, masked=True, head_size_v=5)
