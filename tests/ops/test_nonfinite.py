@@ -209,3 +209,29 @@ def test_merging_ignores_what_a_keyless_part_holds(backend, poison):
     out, lse = crisscross.merge_attentions(outs, lses, backend=backend)
     np.testing.assert_array_equal(out, outs[0])
     np.testing.assert_array_equal(lse, lses[0])
+
+
+@pytest.mark.parametrize("name", ["v", "dout", "k", "q"])
+@pytest.mark.parametrize("position", [0, 9, 22])
+def test_the_excluded_self_of_a_long_strip(name, position):
+    """In every tile: what is not finite at a position does not reach it through itself."""
+    case = make_case((23,), axes=(0,), include_self=False, head_size_v=3)
+    array = getattr(case, name).copy()
+    array[0, :, position] = np.nan
+    poisoned = dataclasses.replace(case, **{name: array})
+    for key, actual in run(poisoned).items():
+        np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(poisoned.exact[key]), key)
+
+
+def test_energies_of_queries_too_long_to_be_squared():
+    """|q|^2 overflows, the energies do not, and their exponentials would without a shift."""
+    rng = np.random.default_rng(0)
+    case = make_case((6, 7), head_size_v=3)
+    q = (rng.choice([-1, 1], case.q.shape) * 1e20).astype(np.float32)
+    k = (rng.standard_normal(case.k.shape) * 1e-18).astype(np.float32)
+    case = dataclasses.replace(case, q=q, k=k)
+    assert np.abs(case.exact["lse"]).max() > 100
+    results = run(case)
+    for name in ("out", "lse", "dk", "dv"):
+        scale = np.abs(case.exact[name]).max()
+        np.testing.assert_allclose(results[name], case.exact[name], 1e-3, 1e-3 * scale)
