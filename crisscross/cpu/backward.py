@@ -146,10 +146,10 @@ class _Backward:
             head_size=v.shape[-1],
             share_rows=False,
         )
-        # A block that is a single tile is done with q, k and v when it has their gradients.
-        alone = parts is None and tasks[0].rows == ranges
+        # Rows of q serve their own tile alone, keys and values their own range: their gradients
+        # come when they are done with.
         for total, operand in zip((self.dq, self.dk, self.dv), laid, strict=False):
-            total.open_axis(axis, operand.strips if alone and operand.copied else None)
+            total.open_axis(axis, operand.strips if operand.copied else None)
 
         def add_share(numbered: tuple[int, Task], workspace: Workspace) -> None:
             number, task = numbered
