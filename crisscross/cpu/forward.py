@@ -99,7 +99,7 @@ class _Forward:
     def _find_tame(self) -> None:
         """Bound the energies by the lengths of queries and keys.
 
-        Queries and keys that are not finite do not count: their energies are not, either way.
+        Queries and keys that are not finite do not count: their energies are found out later.
         """
         squares = np.empty((2, *self.lse.shape[:2]), self.plan.dtype)
 
@@ -110,7 +110,9 @@ class _Forward:
             if not np.isfinite(found).all():
                 finite = np.isfinite(vectors).all(axis=-1).reshape(found.shape)
                 found = np.where(finite, found, 0)
-            squares[operand, image] = found.max(axis=-1)
+            # What a square loses below the smallest float counts as that.
+            lost = vectors.shape[-1] * np.finfo(found.dtype).tiny
+            squares[operand, image] = found.max(axis=-1) + lost
 
         self.crew.run([(i, n) for n in range(len(self.q)) for i in range(2)], measure)
         bound = np.sqrt(squares[0]) * np.sqrt(squares[1]) * abs(self.scale)
@@ -159,6 +161,9 @@ class _Forward:
                 diagonal = find_diagonal(weights, rows, keys_of_strip) if skips_self else None
                 part_peak = exponentiate(weights, diagonal, calm)
                 part_total = weights @ ones
+                if tame is not None and not np.isfinite(part_total).all():
+                    # An infinite energy, which a shift by the peak would have made NaN.
+                    part_total[np.isinf(part_total)] = np.nan
                 state = block.of(peak)[..., rows], block.of(total)[..., rows]
                 rest = None
                 if first:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -132,21 +132,30 @@ def _list_blas_threads() -> list[int]:
 @contextmanager
 def hold_blas() -> Iterator[int]:
     """Hold BLAS to one thread; yield how many threads the caller may use instead."""
-    with _state.lock:
-        if _state.callers == 0:
-            _state.before = _list_blas_threads()
-        threads = _count_threads(_state.before)
-        if _state.callers == 0:
-            _set_blas_threads([1] * len(_state.before))
-        _state.callers += 1
+    threads = _enter()
     try:
         yield threads
     finally:
-        with _state.lock:
-            _state.callers -= 1
-            if _state.callers == 0:
-                _set_blas_threads(_state.before)
-                _state.before = []
+        _leave()
+
+
+def _enter() -> int:
+    with _state.lock:
+        before = _state.before or _list_blas_threads()
+        threads = _count_threads(before)
+        _state.callers += 1
+        if _state.callers == 1:
+            _state.before = before
+            _set_blas_threads([1] * len(before))
+    return threads
+
+
+def _leave() -> None:
+    with _state.lock:
+        if _state.callers == 1:
+            _set_blas_threads(_state.before)
+            _state.before = []
+        _state.callers -= 1
 
 
 def _set_blas_threads(numbers: list[int]) -> None:
@@ -158,56 +167,91 @@ def _set_blas_threads(numbers: list[int]) -> None:
 
 
 class _Queue(Generic[Task]):
-    """Tasks that several threads take from."""
+    """Tasks that several threads take from, and how many threads are at them."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks = iter(tasks)
-        self._lock = threading.Lock()
+        self._open = True
+        self._workers = 0
+        self._changed = threading.Condition()
+        self.error: BaseException | None = None
 
     def __iter__(self) -> Iterator[Task]:
         return self
 
     def __next__(self) -> Task:
-        with self._lock:
+        with self._changed:
             return next(self._tasks)
 
+    def join(self) -> bool:
+        """Count in a thread, unless the queue is closed."""
+        with self._changed:
+            self._workers += self._open
+            return self._open
+
+    def leave(self, error: BaseException | None) -> None:
+        """Count out a thread; after an error there are no more tasks."""
+        with self._changed:
+            self._workers -= 1
+            if error is not None:
+                self.error = self.error or error
+                self._tasks = iter(())
+            self._changed.notify_all()
+
     def close(self) -> None:
-        with self._lock:
-            self._tasks = iter(())
+        """Let nobody join any more, and wait for those who have.
+
+        Interrupted, it still waits: they write to memory of the caller's.
+        """
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                with self._changed:
+                    self._open = False
+                    self._tasks = iter(())
+                    self._changed.wait_for(lambda: self._workers == 0)
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 def run_tasks(work: Callable[[Iterator[Task]], None], tasks: list[Task], threads: int) -> None:
     """Let up to `threads` threads, the caller among them, run `work` on shares of the tasks.
 
     `work` takes tasks from an iterator until there are none. The first exception ends the others
-    after the task they are at, and is raised here.
+    after the task they are at, and is raised here. However this ends, no thread is at work then.
     """
     queue = _Queue(tasks)
 
-    def run() -> None:
-        # NumPy's error state belongs to each thread.
-        with np.errstate(all="ignore"):
-            try:
+    def help_out() -> None:
+        # One that other callers kept waiting until all was done finds the queue closed.
+        if not queue.join():
+            return
+        error: BaseException | None = None
+        try:
+            # NumPy's error state belongs to each thread.
+            with np.errstate(all="ignore"):
                 work(iter(queue))
-            except BaseException:
-                queue.close()
-                raise
+        except BaseException as caught:
+            error = caught
+        finally:
+            queue.leave(error)
 
-    helpers: list[Future[None]] = []
     try:
         for _ in range(min(threads, len(tasks)) - 1):
-            helpers.append(_find_executor().submit(run))
-    except RuntimeError:
-        # No thread can be started while the interpreter shuts down: the caller works alone.
-        pass
-    try:
-        run()
+            try:
+                _find_executor().submit(help_out)
+            except RuntimeError:
+                # No more threads can be started, or none while the interpreter shuts down: those
+                # that there are do the work.
+                break
+        work(iter(queue))
     finally:
-        # A helper that other callers kept waiting has nothing left to do.
-        started = [helper for helper in helpers if not helper.cancel()]
-        wait(started)
-    for helper in started:
-        helper.result()
+        queue.close()
+    if queue.error is not None:
+        raise queue.error
 
 
 def _find_executor() -> ThreadPoolExecutor:
@@ -222,7 +266,7 @@ def _start_afresh() -> None:
     global _state
     parent, _state = _state, _State()
     _state.requested, _state.libraries = parent.requested, parent.libraries
-    if parent.callers > 0:
+    if parent.before:
         _set_blas_threads(parent.before)
 
 

@@ -90,17 +90,16 @@ def test_concurrent_callers_get_the_bits_they_would_get_alone():
     assert_same_bits(run(CASES[3]), expected[3])
 
 
-def test_blas_is_held_to_one_thread_as_long_as_anybody_is_at_work(monkeypatch):
+def test_blas_is_held_to_one_thread_as_long_as_anybody_is_at_work():
     before = count_blas_threads()
     crisscross.set_num_threads(3)
     with threads.hold_blas() as first:
         assert first == 3
         with threads.hold_blas() as second:
             assert second == 3
-            assert set(count_blas_threads()) <= {1}
-        assert set(count_blas_threads()) <= {1}
+            assert set(count_blas_threads()) == {1}
+        assert set(count_blas_threads()) == {1}
     assert count_blas_threads() == before
-    assert before, "there is no BLAS that threadpoolctl knows: this test holds nothing"
 
 
 def test_any_thread_can_hold_blas():
@@ -161,6 +160,74 @@ def test_every_task_is_run_once_also_when_the_helpers_are_kept_waiting(monkeypat
     threads.run_tasks(work, list(range(10)), 4)
     busy.set()
     assert sorted(done) == list(range(10))
+
+
+class _Interrupted(ThreadPoolExecutor):
+    """A pool whose second task meets the user's Ctrl-C."""
+
+    submitted = 0
+
+    def submit(self, *args):
+        future = super().submit(*args)
+        self.submitted += 1
+        if self.submitted == 2:
+            raise KeyboardInterrupt
+        return future
+
+
+def test_nobody_is_at_work_after_an_interrupt(monkeypatch):
+    """Whoever has begun writes to memory that goes back to the pool then."""
+    monkeypatch.setattr(threads._state, "executor", _Interrupted(4))
+    begun, ended, go_on = [], [], threading.Event()
+
+    def work(tasks):
+        for task in tasks:
+            begun.append(task)
+            go_on.wait(0.05)
+            ended.append(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.run_tasks(work, list(range(50)), 4)
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) < 50
+    before = len(begun)
+    threads._state.executor.shutdown(wait=True)
+    assert len(begun) == before
+
+
+def test_a_thread_that_cannot_be_started_is_done_without(monkeypatch):
+    """What was queued for it must not run when the call is over."""
+    pool = ThreadPoolExecutor(2)
+    busy = threading.Event()
+    pool.submit(busy.wait)
+    monkeypatch.setattr(threads._state, "executor", pool)
+    done = []
+
+    def work(tasks):
+        done.extend(tasks)
+
+    with monkeypatch.context() as patch:
+
+        def refuse(thread):
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", refuse)
+        threads.run_tasks(work, list(range(6)), 2)
+    assert sorted(done) == list(range(6))
+    busy.set()
+    pool.shutdown(wait=True)
+    assert sorted(done) == list(range(6))
+
+
+def test_a_wrong_environment_variable_leaves_nothing_behind(monkeypatch):
+    from threadpoolctl import threadpool_limits
+
+    monkeypatch.setenv(threads.ENVIRONMENT_VARIABLE, "many")
+    with pytest.raises(crisscross.ArgumentError), threads.hold_blas():
+        pass
+    monkeypatch.delenv(threads.ENVIRONMENT_VARIABLE)
+    with threadpool_limits(limits=1, user_api="blas"):
+        assert crisscross.get_num_threads() == 1
 
 
 def test_set_and_get():

@@ -9,6 +9,7 @@ import crisscross
 from crisscross.cpu import workspace
 from crisscross.cpu.workspace import Workspace
 from crisscross.testing import make_case
+from tests.support.calls import run_whole
 
 
 def kept_bytes() -> int:
@@ -74,17 +75,14 @@ def test_clearing_does_not_disturb_what_is_lent():
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
-def test_poisoned_scratch_changes_nothing(monkeypatch, channel_axis):
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("spatial", [(61, 47), (1100,), (9, 17, 15)])
+def test_poisoned_scratch_changes_nothing(monkeypatch, spatial, dtype, masked, channel_axis):
     """Whatever was left in it: no result depends on memory that the call has not written."""
-    case = make_case(
-        (61, 47),
-        batch=2,
-        head_size_qk=8,
-        head_size_v=24,
-        channel_axis=channel_axis,
-        dtype="float16",
-    )
-    expected = crisscross.criss_cross_attention(case.q, case.k, case.v, **case.options)
+    sizes = {"batch": 2, "head_size_qk": 8, "head_size_v": 24, "channel_axis": channel_axis}
+    case = make_case(spatial, **sizes, dtype=dtype, masked=masked)
+    expected = run_whole(case)
     take = workspace._Pool.take
 
     def take_poisoned(pool, size):
@@ -93,5 +91,5 @@ def test_poisoned_scratch_changes_nothing(monkeypatch, channel_axis):
         return buffer
 
     monkeypatch.setattr(workspace._Pool, "take", take_poisoned)
-    actual = crisscross.criss_cross_attention(case.q, case.k, case.v, **case.options)
-    np.testing.assert_array_equal(actual, expected)
+    for name, actual in run_whole(case).items():
+        np.testing.assert_array_equal(actual, expected[name], err_msg=name)

@@ -20,7 +20,7 @@ TINY = [
 ]
 
 
-@pytest.fixture(params=["small", "blocks"])
+@pytest.fixture(params=["small", "blocks", "groups"])
 def cpu_path(request, monkeypatch):
     """Compute small problems as a whole, as they come, or all in blocks, whatever their size."""
     if request.param == "small":
@@ -28,6 +28,9 @@ def cpu_path(request, monkeypatch):
         return
     for module, name, value in TINY:
         monkeypatch.setattr(module, name, value)
-    crisscross.set_num_threads(2)
+    if request.param == "groups":
+        # One image after the other, each among all threads.
+        monkeypatch.setattr(plan, "GROUP_BYTES", 1)
+    crisscross.set_num_threads(3 if request.param == "groups" else 2)
     yield
     crisscross.set_num_threads(None)

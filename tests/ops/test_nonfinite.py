@@ -126,6 +126,22 @@ def test_the_reach_of_one_position(name, poison):
         assert not np.isfinite(out[reach]).all()
 
 
+@pytest.mark.parametrize("name", ["q", "k"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("positive", [True, False])
+def test_nan_of_the_oracle_is_nan(name, poison, positive):
+    """Of one infinite or NaN vector: where the oracle has NaN so have we, in gradients too."""
+    case = make_case((5, 6), head_size_qk=2, head_size_v=3)
+    arrays = {key: np.abs(getattr(case, key)) if positive else getattr(case, key) for key in "qk"}
+    arrays[name] = arrays[name].copy()
+    arrays[name][0, :, 2, 3] = poison
+    poisoned = dataclasses.replace(case, **arrays)
+    for key, actual in run(poisoned).items():
+        exact = poisoned.exact[key]
+        np.testing.assert_array_equal(np.isnan(actual), np.isnan(exact), key)
+        np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(exact), key)
+
+
 def test_infinite_values_stay_infinite():
     """inf + finite = inf: the strip that leaves self out must not turn it into NaN."""
     q = k = np.zeros((1, 1, 3, 4))
@@ -223,12 +239,15 @@ def test_the_excluded_self_of_a_long_strip(name, position):
         np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(poisoned.exact[key]), key)
 
 
-def test_energies_of_queries_too_long_to_be_squared():
-    """|q|^2 overflows, the energies do not, and their exponentials would without a shift."""
+@pytest.mark.parametrize(
+    ("q_size", "k_size", "scale"), [(1e20, 1e-18, 1.0), (1e-23, 1e18, 1e7)], ids=["over", "under"]
+)
+def test_energies_of_vectors_that_cannot_be_squared(q_size, k_size, scale):
+    """|q|^2 overflows or underflows, the energies do not; their exponentials would, unshifted."""
     rng = np.random.default_rng(0)
-    case = make_case((6, 7), head_size_v=3)
-    q = (rng.choice([-1, 1], case.q.shape) * 1e20).astype(np.float32)
-    k = (rng.standard_normal(case.k.shape) * 1e-18).astype(np.float32)
+    case = make_case((6, 7), head_size_v=3, scale=scale)
+    q = (rng.choice([-1, 1], case.q.shape) * q_size).astype(np.float32)
+    k = (rng.standard_normal(case.k.shape) * k_size).astype(np.float32)
     case = dataclasses.replace(case, q=q, k=k)
     assert np.abs(case.exact["lse"]).max() > 100
     results = run(case)
