@@ -18,8 +18,6 @@ import numpy as np
 TILE_BYTES = 1 << 20
 #: Fewest queries in a tile of a strip too long for that: thinner matrices are slow to multiply.
 LEAST_ROWS = 64
-
-
 #: Bytes of values that a block may hold: each thread needs as much for their weighted means.
 BLOCK_BYTES = 1 << 21
 

@@ -66,16 +66,8 @@ class Workspace:
         self._buffers: list[np.ndarray] = []
         self._named: dict[str, np.ndarray] = {}
 
-    def take(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """Lend an array of its own."""
-        dtype = np.dtype(dtype)
-        size = math.prod(shape) * dtype.itemsize
-        buffer = _pool.take(size)
-        self._buffers.append(buffer)
-        return _view(buffer, shape, dtype)
-
     def reuse(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """Lend the memory called `name` again; what it held before is lost."""
+        """Lend the memory called `name`, again if it was lent before; what it held is lost."""
         dtype = np.dtype(dtype)
         size = math.prod(shape) * dtype.itemsize
         buffer = self._named.get(name)
