@@ -93,7 +93,7 @@ def count_flops(shape: Shape, name: str) -> int:
     Examples
     --------
     >>> count_flops(Shape(512, 64, 97, 97), "forward")
-    2102761728
+    2102798592
     """
     pairs = shape.batch * shape.height * shape.width * (shape.height + shape.width)
     if name == FORWARD:

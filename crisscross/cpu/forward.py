@@ -22,6 +22,8 @@ from crisscross.problem import AttentionProblem, split_heads
 
 #: Largest energies of which exp is taken as they are: the sum of 1e9 of them still is a float32.
 _TAME_ENERGY = 64.0
+#: Fewest keys of a strip for that: of one alone, log exp e has less digits than e.
+_FEWEST_KEYS = 16
 
 
 def attention_forward(
@@ -88,7 +90,8 @@ class _Forward:
 
     def run(self) -> None:
         # A mask hides what would have to be looked at.
-        if self.key_mask is None:
+        shortest = min(self.lse.shape[2 + axis] for axis in self.axes)
+        if self.key_mask is None and shortest >= _FEWEST_KEYS:
             self._find_tame()
         for axis in self.axes:
             self._attend_along(axis)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import crisscross
-from crisscross.cpu import backward, copies, plan, strips
+from crisscross.cpu import backward, copies, forward, plan, strips
 
 #: Limits so low that the small problems of the tests have many blocks, tiles, chunks and ranges.
 TINY = [
@@ -15,6 +15,7 @@ TINY = [
     (strips, "BLOCK_BYTES", 512),
     (strips, "LEAST_ROWS", 2),
     (copies, "CHUNK_BYTES", 96),
+    (forward, "_FEWEST_KEYS", 3),
     (backward, "_KEYS_OF_RANGE", 3),
     (backward, "_DELTA_BYTES", 96),
 ]
