@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -11,6 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
 from crisscross import __version__
+from crisscross.bench.process import count_usable_cpus
 from crisscross.errors import BackendError
 from crisscross.gpu import find_cupy, find_device_problem
 from crisscross.ops.backends import choose_backend, find_refusal
@@ -86,13 +86,8 @@ def _find_version(package: str) -> str | None:
 
 
 def _describe_cpu() -> list[Row]:
-    # Fewer than the machine has, where an affinity mask is set; not every system has one.
-    if hasattr(os, "sched_getaffinity"):
-        usable = len(os.sched_getaffinity(0))
-    else:
-        usable = os.cpu_count() or 1
     libraries = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-    rows = [("usable CPUs", str(usable))]
+    rows = [("usable CPUs", str(count_usable_cpus()))]
     for pool in libraries:
         name = f"{pool['internal_api']} {pool['version'] or '(version unknown)'}"
         rows.append(("BLAS", f"{name}, threads: {pool['num_threads']}"))
