@@ -21,7 +21,8 @@ class AxisSum:
     Where BLAS cannot write the products of the first axis to the output, they go to scratch and
     are rounded to the output at the end. Later axes add to it block by block, if the channels lie
     innermost. Otherwise that would be an addition of short pieces far apart: there a later axis
-    writes its part to scratch, and closing it adds all of them in the order of memory.
+    writes its part to scratch, or over a copy that is done with, and closing it adds all of them in
+    the order of memory.
     """
 
     def __init__(
@@ -37,7 +38,6 @@ class AxisSum:
         self._innermost = has_channels_innermost(target)
         fits = fits_blas(self._lay(target, axes[0]), dtype)
         self._total = target if fits else self._take_memory("total", axes[0])
-        self.open_axis(axes[0])
 
     def _lay(self, array: np.ndarray, axis: int) -> np.ndarray:
         return lay_along(array, axis, self._target.ndim - 3)
