@@ -8,8 +8,9 @@ has imported the library already.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -51,8 +52,7 @@ class ObstacleError(Exception):
         self.obstacle = Obstacle(expected, got)
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(NamedTuple):
     """What can be said of an array without touching its memory; no device where it has none."""
 
     spec: ArraySpec
@@ -84,7 +84,11 @@ _loaded: dict[str, Adapter] = {}
 
 def kind_of(array: object) -> str | None:
     """Return the kind of an array (a key of `ADAPTERS`), or None for anything else."""
-    cls = type(array)
+    return _kind_of_class(type(array))  # type: ignore[arg-type]  # a class is hashable
+
+
+@lru_cache(maxsize=256)
+def _kind_of_class(cls: type) -> str | None:
     # Subclasses of a library's array live in their author's module, hence the walk.
     for base in cls.__mro__:
         kind = _ARRAY_CLASSES.get((base.__module__.partition(".")[0], base.__name__))

@@ -34,7 +34,7 @@ from crisscross.testing import AttentionCase
 __all__ = ["Case"]
 
 #: A measurement repeats its call until this much time has passed.
-_FILL_SECONDS = 0.03
+_FILL_SECONDS = 0.06
 
 
 @dataclass

@@ -29,6 +29,8 @@ __all__ = ["main"]
 
 _MATMUL_SIDE = 1536
 _LONG_CALL_SECONDS = 0.5
+#: After a pause the scheduler may leave the threads of a library on one CPU for some 50 ms.
+_WARM_UP_SECONDS = 0.1
 #: Threads that wait for work may spin before they sleep; the next process must not compete.
 _QUIET_SHARE, _WINDOW_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 0.01, 1.0
 
@@ -87,26 +89,32 @@ class _Server:
 
 
 def _time(call: Callable[[], object], seconds: float) -> float:
-    """Return the seconds a call takes: one call to warm up, then as many as fill `seconds`.
+    """Return the seconds a call takes: after calls to warm up, as many as fill `seconds`.
 
     A call so long that it warms itself up counts by itself.
     """
     gc.disable()
     try:
-        start = time.perf_counter()
-        call()
-        first = time.perf_counter() - start
+        first, _ = _repeat(call, 0.0)
         if first >= _LONG_CALL_SECONDS:
             return first
-        count, elapsed = 0, 0.0
-        start = time.perf_counter()
-        while elapsed < seconds:
-            call()
-            count += 1
-            elapsed = time.perf_counter() - start
+        _repeat(call, _WARM_UP_SECONDS - first)
+        elapsed, count = _repeat(call, seconds)
         return elapsed / count
     finally:
         gc.enable()
+
+
+def _repeat(call: Callable[[], object], seconds: float) -> tuple[float, int]:
+    """Call at least once, until `seconds` are over; return the seconds it took and how often."""
+    start = time.perf_counter()
+    count = 0
+    while True:
+        call()
+        count += 1
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds:
+            return elapsed, count
 
 
 def _settle() -> None:

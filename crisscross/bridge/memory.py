@@ -24,17 +24,14 @@ def allocate(shape: tuple[int, ...], dtype: Any, like: np.ndarray | None = None)
     The axes lie in memory in the order of `like` (as many axes, any sizes), else in C order.
     """
     dtype = np.dtype(dtype)
-    order = list(range(len(shape)))
+    raw = np.empty(math.prod(shape) * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
     # A broadcast axis has no place in memory that could be followed.
-    if like is not None and not like.flags.c_contiguous and 0 not in like.strides:
-        # Python's sort is stable: axes of equal stride (size 1) keep their order.
-        order.sort(key=lambda axis: -abs(like.strides[axis]))
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    compact: np.ndarray = (
-        raw[start : start + size].view(dtype).reshape([shape[axis] for axis in order])
-    )
+    if like is None or like.flags.c_contiguous or 0 in like.strides:
+        return np.ndarray(shape, dtype, raw, start)
+    # Python's sort is stable: axes of equal stride (size 1) keep their order.
+    order = sorted(range(len(shape)), key=lambda axis: -abs(like.strides[axis]))
+    compact: np.ndarray = np.ndarray([shape[axis] for axis in order], dtype, raw, start)
     return compact.transpose(sorted(range(len(order)), key=order.__getitem__))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,20 @@ def _find_obstacle(array: np.ndarray) -> Obstacle | None:
         return Obstacle(
             "a plain array; pass x.filled(0) and, for keys, key_mask=~mask", "a masked array"
         )
-    if not array.dtype.isnative:
-        order = "big" if array.dtype.str.startswith(">") else "little"
+    return _find_dtype_obstacle(array.dtype)
+
+
+@lru_cache(maxsize=256)
+def _find_dtype_obstacle(dtype: np.dtype[Any]) -> Obstacle | None:
+    if not dtype.isnative:
+        order = "big" if dtype.str.startswith(">") else "little"
         return Obstacle(
             "native byte order; pass x.astype(x.dtype.newbyteorder('='))",
-            f"{order}-endian {array.dtype.name}",
+            f"{order}-endian {dtype.name}",
         )
     # Objects, text, dates and structures; ml_dtypes' own types are of kind V without fields.
-    if array.dtype.kind in "OSUMmT" or array.dtype.fields is not None:
-        return Obstacle("a plain numeric dtype", f"dtype {array.dtype}")
+    if dtype.kind in "OSUMmT" or dtype.fields is not None:
+        return Obstacle("a plain numeric dtype", f"dtype {dtype}")
     return None
 
 

@@ -61,7 +61,7 @@ def attention_backward(
         statistics = lse[images], optional[0], optional[1]
         group = [x[images] for x in arrays]
         if plan.small:
-            differentiate_small(problem, *statistics, *group)
+            differentiate_small(problem, plan, crew, *statistics, *group)
         else:
             _Backward(problem, plan, crew, *statistics, *group).run()
 

@@ -16,12 +16,17 @@ from crisscross.cpu.strips import (
     multiply,
 )
 from crisscross.cpu.sums import AxisSum
-from crisscross.cpu.weights import compute_energies, exponentiate, invert, join
+from crisscross.cpu.weights import (
+    are_tame,
+    compute_energies,
+    exponentiate,
+    invert,
+    join,
+    measure_longest,
+)
 from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem, split_heads
 
-#: Largest energies of which exp is taken as they are: the sum of 1e9 of them still is a float32.
-_TAME_ENERGY = 64.0
 #: Fewest keys of a strip for that: of one alone, log exp e has less digits than e.
 _FEWEST_KEYS = 16
 
@@ -46,7 +51,7 @@ def attention_forward(
     def attend(images: slice, crew: Crew) -> None:
         group = (q[images], k[images], v[images], None if mask is None else mask[images])
         if plan.small:
-            attend_small(problem, *group, out[images], lse[images])
+            attend_small(problem, plan, crew, *group, out[images], lse[images])
         else:
             _Forward(problem, plan, crew, *group, out[images], lse[images]).run()
 
@@ -100,26 +105,16 @@ class _Forward:
         self.lse += self.peak
 
     def _find_tame(self) -> None:
-        """Bound the energies by the lengths of queries and keys.
-
-        Queries and keys that are not finite do not count: their energies are found out later.
-        """
-        squares = np.empty((2, *self.lse.shape[:2]), self.plan.dtype)
+        """Bound the energies by the lengths of queries and keys."""
+        longest = np.empty((2, *self.lse.shape[:2]), self.plan.dtype)
 
         def measure(task: tuple[int, int], _: Workspace) -> None:
             operand, image = task
-            vectors = (self.q, self.k)[operand][image]
-            found = np.einsum("...d,...d->...", vectors, vectors).reshape(len(vectors), -1)
-            if not np.isfinite(found).all():
-                finite = np.isfinite(vectors).all(axis=-1).reshape(found.shape)
-                found = np.where(finite, found, 0)
-            # What a square loses below the smallest float counts as that.
-            lost = vectors.shape[-1] * np.finfo(found.dtype).tiny
-            squares[operand, image] = found.max(axis=-1) + lost
+            vectors = (self.q, self.k)[operand][image : image + 1]
+            longest[operand, image] = measure_longest(vectors)[0]
 
         self.crew.run([(i, n) for n in range(len(self.q)) for i in range(2)], measure)
-        bound = np.sqrt(squares[0]) * np.sqrt(squares[1]) * abs(self.scale)
-        self.tame = bound <= _TAME_ENERGY
+        self.tame = are_tame(longest[0], longest[1], self.scale)
 
     def _attend_along(self, axis: int) -> None:
         """Attend along one axis; write to the state, or merge with what it holds."""

@@ -19,11 +19,13 @@ from crisscross.cpu.strips import (
 from crisscross.cpu.threads import get_num_threads
 from crisscross.problem import AttentionProblem
 
-#: Most operations and bytes of energies of a small image, and most operations of a whole call that
-#: is not worth a second thread.
-SMALL_IMAGE_FLOPS = 8e6
-SMALL_IMAGE_BYTES = 1 << 19
-SMALL_CALL_FLOPS = 20e6
+#: Most operations and bytes of energies, along all axes, of a small image, and most operations of
+#: a whole call that is not worth a second thread.
+SMALL_IMAGE_FLOPS = 1e8
+SMALL_IMAGE_BYTES = 1 << 21
+SMALL_CALL_FLOPS = 2e7
+#: Bytes of energies of a group of small images.
+SMALL_GROUP_BYTES = 1 << 19
 #: Up to these sizes OpenBLAS multiplies on one thread by itself.
 _SINGLE_THREADED_GEMM = 1 << 17
 _SINGLE_THREADED_GEMV = 1 << 13
@@ -46,7 +48,7 @@ class Plan:
     alone
         Whether the call is not worth a second thread.
     image_bytes, energy_bytes
-        Size of an image's largest operand, and of its energies along the longest axis.
+        Size of an image's largest operand, and of its energies along all axes.
     """
 
     dtype: np.dtype[Any]
@@ -58,11 +60,12 @@ class Plan:
     def run(self, batch: int, work: Callable[[slice, Crew], None]) -> None:
         """Run `work` on each group of images, with the crew that serves it."""
         with np.errstate(all="ignore"), gather_crew(alone=self.alone) as crew:
+            fair = -(-batch // crew.threads)
             even = batch % crew.threads == 0 or batch >= 4 * crew.threads
             if self.small:
-                images = max(1, SMALL_IMAGE_BYTES // self.energy_bytes)
+                images = min(max(1, SMALL_GROUP_BYTES // self.energy_bytes), fair)
             elif even and self.image_bytes * crew.threads <= GROUP_BYTES:
-                images = min(max(1, TILE_BYTES // self.energy_bytes), -(-batch // crew.threads))
+                images = min(max(1, TILE_BYTES // self.energy_bytes), fair)
             else:
                 for group in cut(batch, max(1, GROUP_BYTES // self.image_bytes)):
                     work(group, crew)
@@ -104,12 +107,15 @@ def make_plan(problem: AttentionProblem) -> Plan:
         return Plan(dtype, small=True, alone=True, image_bytes=0, energy_bytes=0)
     positions = problem.heads * math.prod(problem.spatial)
     lengths = [problem.spatial[axis] for axis in problem.axes]
-    energy_bytes = positions * max(lengths) * dtype.itemsize
-    flops = 2 * positions * sum(lengths) * (problem.head_size_qk + problem.head_size_v)
+    keys = sum(lengths)
+    energy_bytes = positions * keys * dtype.itemsize
+    flops = 2 * positions * keys * (problem.head_size_qk + problem.head_size_v)
     small = flops <= SMALL_IMAGE_FLOPS and energy_bytes <= SMALL_IMAGE_BYTES
-    square = max(lengths) ** 2
     head_size = max(problem.head_size_qk, problem.head_size_v)
-    single = square * head_size <= _SINGLE_THREADED_GEMM and square <= _SINGLE_THREADED_GEMV
+    single = (
+        max(lengths) ** 2 * head_size <= _SINGLE_THREADED_GEMM
+        and problem.spatial[-1] * keys <= _SINGLE_THREADED_GEMV
+    )
     image_bytes = positions * head_size * dtype.itemsize
     alone = small and single and flops * problem.batch <= SMALL_CALL_FLOPS
     return Plan(dtype, small, alone, image_bytes, energy_bytes)

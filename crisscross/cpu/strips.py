@@ -8,6 +8,7 @@ matrices; with the channels first, those along the last axis are.
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise, product
 from typing import Any, NamedTuple
 
@@ -42,9 +43,14 @@ class Task(NamedTuple):
 
 def lay_along(array: np.ndarray, axis: int, spatial_ndim: int) -> np.ndarray:
     """View (N, heads, *S, ...) as (N, heads, *others, L, ...), L being spatial `axis`."""
-    order = list(range(array.ndim))
+    return array.transpose(_order_axes(array.ndim, axis, spatial_ndim))
+
+
+@cache
+def _order_axes(ndim: int, axis: int, spatial_ndim: int) -> tuple[int, ...]:
+    order = list(range(ndim))
     order.insert(1 + spatial_ndim, order.pop(2 + axis))
-    return array.transpose(order)
+    return tuple(order)
 
 
 def cut(count: int, most: int) -> list[slice]:
@@ -118,6 +124,12 @@ def find_diagonal(tile: np.ndarray, queries: slice, keys: slice) -> np.ndarray:
     start = (first - queries.start) * columns + first - keys.start
     flat = tile.reshape(*batch, rows * columns, copy=False)
     return flat[..., start : start + count * (columns + 1) - columns : columns + 1]
+
+
+def view_diagonal(energies: np.ndarray) -> np.ndarray:
+    """View the energies (..., L, L) of positions with themselves, whatever the strides."""
+    diagonal: np.ndarray = np.einsum("...ii->...i", energies)
+    return diagonal
 
 
 def multiply(

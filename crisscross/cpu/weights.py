@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+#: Largest energies of which exp is taken as they are: the sum of 1e9 of them still is a float32.
+_TAME_ENERGY = 64.0
+
 
 def compute_energies(
     q: np.ndarray,
@@ -45,6 +48,30 @@ def exponentiate(
     energies -= (np.where(keyless, 0, peak) if keyless.any() else peak)[..., None]
     np.exp(energies, out=energies)
     return peak
+
+
+def measure_longest(vectors: np.ndarray) -> np.ndarray:
+    """Squared length of the longest of (N, heads, *S, D), as (N, heads).
+
+    Vectors that are not finite do not count.
+    """
+    squares = np.einsum("...d,...d->...", vectors, vectors).reshape(*vectors.shape[:2], -1)
+    if not np.isfinite(squares).all():
+        finite = np.isfinite(vectors).all(axis=-1).reshape(squares.shape)
+        squares = np.where(finite, squares, 0)
+    # What a square loses below the smallest float counts as that.
+    lost = vectors.shape[-1] * np.finfo(squares.dtype).tiny
+    longest: np.ndarray = squares.max(axis=-1) + lost
+    return longest
+
+
+def are_tame(longest_q: np.ndarray, longest_k: np.ndarray, scale: float) -> np.ndarray:
+    """Whether energies need no shift, by the lengths of queries and keys, (N, heads).
+
+    Those of vectors that are not finite have to be found out later.
+    """
+    tame: np.ndarray = np.sqrt(longest_q) * np.sqrt(longest_k) * abs(scale) <= _TAME_ENERGY
+    return tame
 
 
 def join(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ from crisscross.problem import ArraySpec, Findings
 Views = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """An output to allocate: in the memory format of the input `like`, else in C order."""
 
     name: str
@@ -58,8 +56,8 @@ class Call:
             self._example, self._leader = array, name
             self._device = description.device
             return
-        library, expected = library_of(array), library_of(self._example)
-        if library != expected:
+        same = type(array) is type(self._example)
+        if not same and (library := library_of(array)) != (expected := library_of(self._example)):
             got = f"an array of {library}"
             self.findings.add(name, f"an array of {expected} like {self._leader}", got, Fault.TYPE)
         elif None not in (self._device, description.device) and description.device != self._device:

@@ -81,12 +81,22 @@ def split_heads(array: Any, heads: int, channel_axis: int) -> Any:
     Writing to the view writes to the array: splitting one axis never needs a copy.
     """
     spatial_ndim = array.ndim - 2
+    if heads == 1:
+        last = array if channel_axis == -1 else array.transpose(0, *range(2, array.ndim), 1)
+        return last[:, None]
     head_size = array.shape[channel_axis] // heads
     if channel_axis == 1:
         split = array.reshape((array.shape[0], heads, head_size, *array.shape[2:]), copy=False)
         return split.transpose(0, 1, *range(3, 3 + spatial_ndim), 2)
     split = array.reshape((*array.shape[:-1], heads, head_size), copy=False)
     return split.transpose(0, spatial_ndim + 1, *range(1, spatial_ndim + 1), spatial_ndim + 2)
+
+
+#: Problems made before, by all that went into them: checking a small problem takes as long as
+#: solving it.
+_known: dict[tuple[Any, ...], AttentionProblem] = {}
+_MOST_KNOWN = 256
+_PLAIN = {bool, float, int, str, type(None)}
 
 
 def attention_problem(
@@ -112,6 +122,39 @@ def attention_problem(
     ArgumentError, ArgumentTypeError, BridgeError
         With every mismatch in `findings`, those found before included.
     """
+    options = (scale, heads, axes, one_axis, include_self, channel_axis, precision)
+    if findings.mismatches or not _is_plain(specs, options):
+        return _check_problem(findings, specs, *options)
+    # True is not 1 here, but equal to it.
+    key = (*specs.items(), *options, *map(type, options))
+    problem = _known.get(key)
+    if problem is None:
+        problem = _check_problem(findings, specs, *options)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = problem
+    return problem
+
+
+def _is_plain(specs: Mapping[str, ArraySpec | None], options: tuple[object, ...]) -> bool:
+    """Whether all can be looked up: symbolic sizes and arrays, for instance, cannot."""
+    return _PLAIN.issuperset(map(type, options)) and all(
+        spec is not None and all(type(size) is int for size in spec.shape)
+        for spec in specs.values()
+    )
+
+
+def _check_problem(
+    findings: Findings,
+    specs: Mapping[str, ArraySpec | None],
+    scale: object,
+    heads: object,
+    axes: object,
+    one_axis: bool,
+    include_self: object,
+    channel_axis: object,
+    precision: object,
+) -> AttentionProblem:
     heads_ = findings.check_heads(heads)
     channel_axis_ = findings.check_channel_axis(channel_axis)
     precision_ = findings.check_precision(precision)

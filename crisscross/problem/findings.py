@@ -6,9 +6,8 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from crisscross.errors import Fault, Mismatch, raise_mismatches
 
@@ -26,8 +25,7 @@ _LARGEST_FLOAT32 = 2.0**128 - 2.0**104
 Shape = tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class ArraySpec:
+class ArraySpec(NamedTuple):
     """What a problem needs to know of an array: its sizes (possibly symbolic) and its dtype."""
 
     shape: Shape
