@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from crisscross.cpu.copies import convert, lay_for_blas
+from crisscross.cpu.copies import convert, fits, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan, make_plan
 from crisscross.cpu.small import differentiate_small
@@ -20,7 +20,7 @@ from crisscross.cpu.strips import (
     multiply,
 )
 from crisscross.cpu.sums import AxisSum
-from crisscross.cpu.weights import clear, compute_energies, differentiate
+from crisscross.cpu.weights import clear, compute_delta, compute_energies, differentiate
 from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem, split_heads
 
@@ -90,36 +90,41 @@ class _Backward:
     ) -> None:
         self.plan, self.crew = plan, crew
         self.scale, self.include_self = problem.scale, problem.include_self
-        self.q, self.dout = (convert(n, x, plan.dtype, crew) for n, x in (("q", q), ("dout", dout)))
-        self.k = convert("k", k, plan.dtype, crew, key_mask)
-        self.v = convert("v", v, plan.dtype, crew, key_mask)
-        self.key_mask, self.lse, self.dlse, self.out = key_mask, lse, dlse, out
-        self.axes = plan.order_axes(problem.axes, dv)
+        self.q, self.k, self.v, self.dout = convert(
+            {"q": q, "k": k, "v": v, "dout": dout}, plan.dtype, crew, key_mask
+        )
+        self.key_mask, self.lse, self.dlse = key_mask, lse, dlse
+        self.axes = problem.axes
+        # Rows of q serve their own tile alone, keys and values their own range: their gradients
+        # come when they are done with.
         self.dq, self.dk, self.dv = (
-            AxisSum(name, x, self.axes, plan.dtype, crew)
-            for name, x in (("dq", dq), ("dk", dk), ("dv", dv))
+            AxisSum(name, x, self.axes, plan.dtype, crew, None if copy is given else copy)
+            for name, x, copy, given in (
+                ("dq", dq, self.q, q),
+                ("dk", dk, self.k, k),
+                ("dv", dv, self.v, v),
+            )
         )
         self.delta = crew.workspace.reuse("delta", lse.shape, plan.dtype)
+        self._compute_delta(dout, out)
 
     def run(self) -> None:
-        self._compute_delta()
         sums = (self.dq, self.dk, self.dv)
         for axis in self.axes:
             self._add_shares(axis)
-            for total in sums:
-                total.close_axis()
+        write_back([left for total in sums for left in total.left], self.crew)
 
-    def _compute_delta(self) -> None:
-        """delta(p) = <dout_p, out_p> - dlse(p)."""
-        batch, heads, rows = self.dout.shape[:3]
+    def _compute_delta(self, dout: np.ndarray, out: np.ndarray) -> None:
+        """Compute delta from out as it came, and dout in that layout if there is one."""
+        dout = self.dout if fits(out, self.plan.dtype) else dout
+        batch, heads, rows = dout.shape[:3]
 
         def compute(task: tuple[int, int, slice], _: Workspace) -> None:
-            out = self.out[task].astype(self.plan.dtype, copy=False)
-            np.einsum("...d,...d->...", self.dout[task], out, out=self.delta[task])
-            if self.dlse is not None:
-                self.delta[task] -= self.dlse[task]
+            arriving, left = (x[task].astype(self.plan.dtype, copy=False) for x in (dout, out))
+            dlse = None if self.dlse is None else self.dlse[task]
+            self.delta[task] = compute_delta(arriving, left, dlse)
 
-        row_bytes = self.dout[0, 0, 0].size * self.plan.dtype.itemsize
+        row_bytes = dout[0, 0, 0].size * self.plan.dtype.itemsize
         pieces = cut(rows, max(1, _DELTA_BYTES // row_bytes))
         self.crew.run([*product(range(batch), range(heads), pieces)], compute)
 
@@ -127,10 +132,10 @@ class _Backward:
         """Add the share of the strips along one axis to dq, dk and dv."""
         dtype, spatial_ndim = self.plan.dtype, self.q.ndim - 3
         skips_self = not (axis == self.axes[0] and self.include_self)
-        inputs = (("q", self.q), ("k", self.k), ("v", self.v), ("dout", self.dout))
-        laid = [lay_for_blas(name, x, axis, self.crew) for name, x in inputs]
-        q, k, v, dout = (x.strips for x in laid)
-        lse, delta = (lay_along(x, axis, spatial_ndim) for x in (self.lse, self.delta))
+        q, k, v, dout, lse, delta = (
+            lay_along(x, axis, spatial_ndim)
+            for x in (self.q, self.k, self.v, self.dout, self.lse, self.delta)
+        )
         mask = None if self.key_mask is None else lay_along(self.key_mask, axis, spatial_ndim)
         ranges = cut(lse.shape[-1], max(_KEYS_OF_RANGE, -(-lse.shape[-1] // _MOST_RANGES)))
         # One range of keys has all of dq, several have parts of it.
@@ -146,10 +151,8 @@ class _Backward:
             head_size=v.shape[-1],
             share_rows=False,
         )
-        # Rows of q serve their own tile alone, keys and values their own range: their gradients
-        # come when they are done with.
-        for total, operand in zip((self.dq, self.dk, self.dv), laid, strict=False):
-            total.open_axis(axis, operand.strips if operand.copied else None)
+        for total in (self.dq, self.dk, self.dv):
+            total.open_axis(axis)
 
         def add_share(numbered: tuple[int, Task], workspace: Workspace) -> None:
             number, task = numbered

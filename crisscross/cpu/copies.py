@@ -1,136 +1,133 @@
-"""Copies of whole inputs and outputs, in the layout that products along an axis need."""
+"""Copies of whole inputs and outputs: products are made of arrays with the channels innermost.
+
+Turning the axes costs little if it is done right. An array is turned piece by piece, each by way of
+memory that fits a cache, and neighbouring vectors never lie a multiple of `_CLASH_BYTES` apart:
+those that do compete for a few lines of the cache, and the copy is several times slower.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from crisscross.cpu.crew import Crew
-from crisscross.cpu.strips import fits_blas, has_channels_innermost, lay_along
+from crisscross.cpu.strips import fits_blas, lay_along
 from crisscross.cpu.workspace import Workspace
 
-#: Bytes that are copied or added to at a time: few enough for a cache, and so many that threads do
-#: not wait for each other in the interpreter.
-CHUNK_BYTES = 1 << 20
+#: Bytes that are copied at a time: few enough for a cache, and so many that threads do not wait
+#: for each other in the interpreter.
+CHUNK_BYTES = 1 << 19
+
+_CLASH_BYTES = 512
+_LINE_BYTES = 64
 
 
 def take_features(
-    workspace: Workspace,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    *,
-    innermost: bool,
-    axis: int,
+    workspace: Workspace, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> np.ndarray:
-    """Lend (N, heads, *S, D) with strips along `axis` that BLAS takes.
-
-    The channels lie innermost in memory, or outermost and the axis innermost.
-    """
-    if innermost:
-        return workspace.reuse(name, shape, dtype)
-    channel = len(shape) - 1
-    order = [0, 1, channel, *(i for i in range(2, channel) if i != 2 + axis), 2 + axis]
-    memory = workspace.reuse(name, tuple(shape[i] for i in order), dtype)
-    return memory.transpose(sorted(range(len(shape)), key=order.__getitem__))
+    """Lend (N, heads, *S, D), channels innermost, with room behind each vector where it helps."""
+    *outer, channels = shape
+    memory = workspace.reuse(name, (*outer, _pad(channels, dtype)), dtype)
+    return memory[..., :channels]
 
 
-def cut_chunks(array: np.ndarray, itemsize: int) -> list[tuple[Any, ...]]:
-    """Cut (N, heads, *S, D) into pieces that are compact in its memory."""
-    batch, heads, *spatial, channels = array.shape
-    everything = slice(None)
-    most = max(1, CHUNK_BYTES // itemsize)
-    positions = math.prod(spatial)
-    if heads * positions * channels <= most:
-        step = most // (heads * positions * channels)
-        return [(slice(n, n + step), ..., everything) for n in range(0, batch, step)]
-    images = [(slice(n, n + 1), slice(h, h + 1)) for n, h in np.ndindex(batch, heads)]
-    if has_channels_innermost(array):
-        step = max(1, most * spatial[0] // (positions * channels))
-        rows = [slice(y, y + step) for y in range(0, spatial[0], step)]
-        return [(*image, piece, ..., everything) for image in images for piece in rows]
-    step = max(1, most // positions)
-    pieces = [slice(c, c + step) for c in range(0, channels, step)]
-    return [(*image, ..., piece) for image in images for piece in pieces]
+def _pad(count: int, dtype: np.dtype[Any]) -> int:
+    clashes = count * dtype.itemsize % _CLASH_BYTES == 0
+    return count + _LINE_BYTES // dtype.itemsize * clashes
+
+
+def fits(features: np.ndarray, dtype: np.dtype[Any]) -> bool:
+    """Whether BLAS takes the strips of (N, heads, *S, D) along every axis as they lie."""
+    spatial_ndim = features.ndim - 3
+    return all(
+        fits_blas(lay_along(features, axis, spatial_ndim), dtype) for axis in range(spatial_ndim)
+    )
 
 
 def convert(
-    name: str,
-    features: np.ndarray,
+    features: Mapping[str, np.ndarray],
     dtype: np.dtype[Any],
     crew: Crew,
     key_mask: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return (N, heads, *S, D) in the dtype of the computation; the same memory, if it can be.
+) -> list[np.ndarray]:
+    """Return each (N, heads, *S, D) as `fits` asks for it; the same memory, if it does.
 
-    Where `key_mask` (N, heads, *S) is False there are zeros.
+    In "k" and "v" there are zeros where `key_mask` (N, heads, *S) is False.
     """
-    innermost = has_channels_innermost(features)
-    last = features.ndim - 4
-    fits = innermost and fits_blas(lay_along(features, last, last + 1), dtype)
-    if key_mask is None and features.dtype == dtype and (fits or not innermost):
-        return features
-    return _copy(name, features, dtype, crew, innermost=innermost, axis=last, key_mask=key_mask)
+    hidden = {} if key_mask is None else dict.fromkeys(("k", "v"), ~key_mask)
+    converted, pieces = [], []
+    for name, array in features.items():
+        if name not in hidden and fits(array, dtype):
+            converted.append(array)
+            continue
+        copy = take_features(crew.workspace, f"{name} copy", array.shape, dtype)
+        converted.append(copy)
+        pieces += _cut_pieces(array, copy)
+    if pieces:
+        crew.run(pieces, lambda piece, workspace: _turn(*piece, workspace))
+    for name, copy in zip(features, converted, strict=True):
+        if name in hidden:
+            copy[hidden[name]] = 0
+    return converted
 
 
-class Laid(NamedTuple):
-    """Features seen as strips along an axis, (N, heads, *others, L, D)."""
+def write_back(results: Sequence[tuple[np.ndarray, np.ndarray]], crew: Crew) -> None:
+    """Copy each (N, heads, *S, D), channels innermost, to its output, of any layout."""
 
-    strips: np.ndarray
-    #: Whether this is a copy, made for the axis alone.
-    copied: bool
+    def work(piece: _Piece, _: Workspace) -> None:
+        piece.target[...] = piece.source
 
-
-def lay_for_blas(name: str, features: np.ndarray, axis: int, crew: Crew) -> Laid:
-    """Lay (N, heads, *S, D), as converted, along an axis; a copy where BLAS needs one."""
-    spatial_ndim = features.ndim - 3
-    laid = lay_along(features, axis, spatial_ndim)
-    if fits_blas(laid, features.dtype):
-        return Laid(laid, copied=False)
-    copy = _copy(name, features, features.dtype, crew, innermost=False, axis=axis)
-    return Laid(lay_along(copy, axis, spatial_ndim), copied=True)
+    pieces = [piece for result, target in results for piece in _cut_pieces(result, target)]
+    if pieces:
+        crew.run(pieces, work)
 
 
-def _copy(
-    name: str,
-    features: np.ndarray,
-    dtype: np.dtype[Any],
-    crew: Crew,
-    *,
-    innermost: bool,
-    axis: int,
-    key_mask: np.ndarray | None = None,
-) -> np.ndarray:
-    copy = take_features(
-        crew.workspace, f"{name} copy {axis}", features.shape, dtype, innermost=innermost, axis=axis
-    )
+class _Piece(NamedTuple):
+    """A part of an array and of its copy, (positions, D) or, with gaps between, (rows, *S, D)."""
 
-    turns = _order_memory(features) != _order_memory(copy)
-
-    def work(chunk: tuple[Any, ...], workspace: Workspace) -> None:
-        source, target = features[chunk], copy[chunk]
-        target[...] = fetch(source, dtype, workspace) if turns else source
-        if key_mask is not None:
-            target[~key_mask[chunk[:-1]]] = 0
-
-    crew.run(cut_chunks(features, dtype.itemsize), work)
-    return copy
+    source: np.ndarray
+    target: np.ndarray
 
 
-def fetch(chunk: np.ndarray, dtype: np.dtype[Any], workspace: Workspace) -> np.ndarray:
-    """Copy a chunk in the order of its memory.
+def _cut_pieces(source: np.ndarray, target: np.ndarray) -> list[_Piece]:
+    """Cut two arrays (N, heads, *S, D) along their positions."""
+    pieces = []
+    for n, head in np.ndindex(source.shape[:2]):
+        image = _Piece(source[n, head], target[n, head])
+        with suppress(ValueError):  # rows with gaps between, or in another order
+            flat = (-1, source.shape[-1])
+            image = _Piece(*(x.reshape(flat, copy=False) for x in image))
+        row_bytes = image.target[:1].size * max(source.itemsize, target.itemsize)
+        step = max(1, CHUNK_BYTES // max(1, row_bytes))
+        for start in range(0, len(image.source), step):
+            run = slice(start, start + step)
+            pieces.append(_Piece(image.source[run], image.target[run]))
+    return pieces
 
-    Reading straight through and turning the axes in the cache is faster than reading across.
+
+def _turn(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
+    """Copy (..., D) of any layout to one with the channels innermost."""
+    if source.ndim == 2:
+        apart = abs(source.strides[1])
+        turns = apart > abs(source.strides[0])
+        if turns and (source.dtype != target.dtype or apart % _CLASH_BYTES == 0):
+            count, channels = source.shape
+            room = workspace.reuse("turned", (channels, _pad(count, target.dtype)), target.dtype)
+            room[:, :count] = source.T
+            source = room[:, :count].T
+    target[...] = source
+
+
+def view_as_features(target: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray | None:
+    """See the memory of (N, heads, *S, D) as features of that shape, channels innermost.
+
+    None, if it has gaps, another dtype, or does not lie image by image.
     """
-    order = _order_memory(chunk)
-    memory = workspace.reuse("chunk", tuple(chunk.shape[i] for i in order), dtype)
-    fetched = memory.transpose(sorted(range(chunk.ndim), key=order.__getitem__))
-    fetched[...] = chunk
-    return fetched
-
-
-def _order_memory(array: np.ndarray) -> list[int]:
-    """List the axes, outermost in memory first."""
-    return sorted(range(array.ndim), key=lambda i: -abs(array.strides[i]))
+    order = sorted(range(target.ndim), key=lambda axis: -abs(target.strides[axis]))
+    memory = target.transpose(order)
+    if target.dtype != dtype or not memory.flags.c_contiguous:
+        return None
+    return memory.reshape(target.shape)

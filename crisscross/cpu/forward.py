@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crisscross.cpu.copies import convert, lay_for_blas
+from crisscross.cpu.copies import convert, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan, make_plan
 from crisscross.cpu.small import attend_small
@@ -12,6 +12,7 @@ from crisscross.cpu.strips import (
     Task,
     cut_tasks,
     find_diagonal,
+    fits_tile,
     lay_along,
     multiply,
 )
@@ -22,13 +23,11 @@ from crisscross.cpu.weights import (
     exponentiate,
     invert,
     join,
+    may_be_tame,
     measure_longest,
 )
 from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem, split_heads
-
-#: Fewest keys of a strip for that: of one alone, log exp e has less digits than e.
-_FEWEST_KEYS = 16
 
 
 def attention_forward(
@@ -80,15 +79,16 @@ class _Forward:
     ) -> None:
         self.plan, self.crew = plan, crew
         self.scale, self.include_self = problem.scale, problem.include_self
-        self.q = convert("q", q, plan.dtype, crew)
-        self.k = convert("k", k, plan.dtype, crew, key_mask)
-        self.v = convert("v", v, plan.dtype, crew, key_mask)
+        self.q, self.k, self.v = convert({"q": q, "k": k, "v": v}, plan.dtype, crew, key_mask)
         self.key_mask, self.lse = key_mask, lse
-        self.axes = plan.order_axes(problem.axes, out)
-        self.mean = AxisSum("out", out, self.axes, plan.dtype, crew)
+        self.axes = problem.axes
+        # Tiles of whole strips are done with their values; those of rows share them.
+        done_with = self.v is not v and fits_tile(lse.shape[2 + self.axes[-1]], plan.dtype.itemsize)
+        copy = self.v if done_with else None
+        self.mean = AxisSum("out", out, self.axes, plan.dtype, crew, copy)
         workspace = crew.workspace
-        self.peak, self.total, self.share = (
-            workspace.reuse(name, lse.shape, plan.dtype) for name in ("peak", "total", "share")
+        self.peak, self.total = (
+            workspace.reuse(name, lse.shape, plan.dtype) for name in ("peak", "total")
         )
         #: Images and heads, (N, heads), whose energies need no shift; None: all are shifted.
         self.tame: np.ndarray | None = None
@@ -96,11 +96,11 @@ class _Forward:
     def run(self) -> None:
         # A mask hides what would have to be looked at.
         shortest = min(self.lse.shape[2 + axis] for axis in self.axes)
-        if self.key_mask is None and shortest >= _FEWEST_KEYS:
+        if self.key_mask is None and may_be_tame(shortest):
             self._find_tame()
         for axis in self.axes:
             self._attend_along(axis)
-            self.mean.close_axis(self.share)
+        write_back(self.mean.left, self.crew)
         np.log(self.total, out=self.lse)
         self.lse += self.peak
 
@@ -121,13 +121,9 @@ class _Forward:
         dtype, spatial_ndim = self.plan.dtype, self.q.ndim - 3
         first = axis == self.axes[0]
         skips_self = not (first and self.include_self)
-        laid_q, laid_k, laid_v = (
-            lay_for_blas(name, x, axis, self.crew)
-            for name, x in (("q", self.q), ("k", self.k), ("v", self.v))
-        )
-        q, k, v = laid_q.strips, laid_k.strips, laid_v.strips
-        peak, total, share = (
-            lay_along(x, axis, spatial_ndim) for x in (self.peak, self.total, self.share)
+        q, k, v, peak, total = (
+            lay_along(x, axis, spatial_ndim)
+            for x in (self.q, self.k, self.v, self.peak, self.total)
         )
         mask = None if self.key_mask is None else lay_along(self.key_mask, axis, spatial_ndim)
         tame = None
@@ -143,8 +139,6 @@ class _Forward:
             head_size=v.shape[-1],
             share_rows=True,
         )
-        # Only a block that is a single tile is done with its values then.
-        replaced = v if laid_v.copied and tasks[0].rows == [keys_of_strip] else None
 
         def attend(task: Task, workspace: Workspace) -> None:
             block = task.block
@@ -169,7 +163,6 @@ class _Forward:
                     factor = invert(part_total)
                 else:
                     rest, factor = join(*state, part_peak, part_total)
-                    block.of(share)[..., rows] = rest
                 weights *= factor[..., None]
                 mean = self.mean.lend(block, rows, workspace)
                 multiply(weights, values, mean, excluded=rows.start if skips_self else None)
@@ -178,5 +171,5 @@ class _Forward:
                     mean[part_total == 0] = 0
                 self.mean.add(block, rows, mean, rest)
 
-        self.mean.open_axis(axis, replaced)
+        self.mean.open_axis(axis)
         self.crew.run(tasks, attend)

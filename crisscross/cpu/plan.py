@@ -13,8 +13,6 @@ from crisscross.cpu.crew import Crew, gather_crew
 from crisscross.cpu.strips import (
     TILE_BYTES,
     cut,
-    fits_blas,
-    lay_along,
 )
 from crisscross.cpu.threads import get_num_threads
 from crisscross.problem import AttentionProblem
@@ -42,9 +40,8 @@ class Plan:
     dtype
         Of the computation.
     small
-        Whether an image is so small that it is copied, strips in order, and a group of images is
-        computed by a few operations on whole arrays. Otherwise blocks of strips are multiplied
-        where they lie, as far as BLAS can.
+        Whether an image is so small that one thread computes it by a few operations on whole
+        arrays. Otherwise blocks of its strips are shared out.
     alone
         Whether the call is not worth a second thread.
     image_bytes, energy_bytes
@@ -72,15 +69,6 @@ class Plan:
                 return
             # Groups for a thread each: nobody waits for the others, and each stays in one cache.
             crew.run(cut(batch, images), lambda group, workspace: work(group, Crew(1, workspace)))
-
-    def order_axes(self, axes: tuple[int, ...], output: np.ndarray) -> tuple[int, ...]:
-        """Put an axis first along which BLAS can write to the output (N, heads, *S, D)."""
-        spatial_ndim = output.ndim - 3
-
-        def needs_copy(axis: int) -> bool:
-            return not fits_blas(lay_along(output, axis, spatial_ndim), self.dtype)
-
-        return tuple(sorted(axes, key=needs_copy))
 
 
 def describe_plan(problem: AttentionProblem) -> str:

@@ -10,18 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crisscross.cpu.copies import convert, lay_for_blas
+from crisscross.cpu.copies import convert, fits, take_features, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan
-from crisscross.cpu.strips import Block, lay_along, multiply, view_diagonal
-from crisscross.cpu.sums import AxisSum
+from crisscross.cpu.strips import lay_along, multiply, view_diagonal
 from crisscross.cpu.weights import (
     are_tame,
     clear,
+    compute_delta,
     compute_energies,
     differentiate,
     exponentiate,
     invert,
+    may_be_tame,
     measure_longest,
 )
 from crisscross.problem import AttentionProblem
@@ -31,9 +32,6 @@ from crisscross.problem import AttentionProblem
 TINY_BYTES = 1 << 17
 #: Fewest energies of an image of which it is worth asking whether they need a shift.
 LEAST_ENERGIES = 1 << 15
-
-_EVERYTHING = slice(None)
-_WHOLE = Block(())
 
 
 class _Side(NamedTuple):
@@ -67,7 +65,6 @@ class _Group:
         self._tiny = plan.image_bytes <= TINY_BYTES
         self._spatial_ndim = len(problem.spatial)
         self.key_mask = key_mask
-        self.hidden = None if key_mask is None else ~key_mask
         self.sides: list[_Side] = []
         #: Of all axes.
         self.keys = 0
@@ -77,21 +74,35 @@ class _Group:
             side = _Side(axis, slice(first, self.keys), None if owns_self else 0)
             self.sides.append(side)
 
-    def prepare(
-        self, name: str, features: np.ndarray, cleared: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Return features in the dtype of the computation; zeros where `cleared`."""
-        if self._tiny:
-            prepared = np.ascontiguousarray(features, self._plan.dtype)
-        else:
-            prepared = convert(name, features, self._plan.dtype, self._crew)
-        return prepared if cleared is None else clear(prepared, cleared)
+    def prepare(self, **features: np.ndarray) -> list[np.ndarray]:
+        """Return features as BLAS takes them; zeros in hidden keys and values."""
+        if not self._tiny:
+            return convert(features, self._plan.dtype, self._crew, self.key_mask)
+        hidden = {} if self.key_mask is None else dict.fromkeys(("k", "v"), ~self.key_mask)
+        copies = {
+            name: np.ascontiguousarray(array, self._plan.dtype) for name, array in features.items()
+        }
+        return [
+            clear(copy, hidden[name]) if name in hidden else copy for name, copy in copies.items()
+        ]
 
-    def lay(self, name: str, prepared: np.ndarray, side: _Side) -> np.ndarray:
-        """View or copy features as strips that BLAS takes, (N, heads, *others, L, D)."""
+    def compute_delta(
+        self,
+        dout: np.ndarray,
+        prepared_dout: np.ndarray,
+        out: np.ndarray,
+        dlse: np.ndarray | None,
+    ) -> np.ndarray:
+        """Compute delta from out as it came, and dout in that layout if there is one."""
+        dtype = self._plan.dtype
         if self._tiny:
-            return lay_along(prepared, side.axis, self._spatial_ndim)
-        return lay_for_blas(name, prepared, side.axis, self._crew).strips
+            return compute_delta(prepared_dout, np.ascontiguousarray(out, dtype), dlse)
+        dout = prepared_dout if fits(out, dtype) else dout.astype(dtype, copy=False)
+        return compute_delta(dout, out.astype(dtype, copy=False), dlse)
+
+    def lay(self, array: np.ndarray, side: _Side) -> np.ndarray:
+        """View (N, heads, *S, ...) as strips, (N, heads, *others, L, ...)."""
+        return lay_along(array, side.axis, self._spatial_ndim)
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Lend scratch."""
@@ -99,35 +110,34 @@ class _Group:
 
     def compute_energies(self, side: _Side, q: np.ndarray, k: np.ndarray, to: np.ndarray) -> None:
         """Fill a side of the energies `to` from strips of q and k."""
-        mask = self.key_mask
-        seen = None if mask is None else lay_along(mask, side.axis, self._spatial_ndim)
+        seen = None if self.key_mask is None else self.lay(self.key_mask, side)
         compute_energies(q, k, self._problem.scale, seen, side.of(to))
 
     def add_up(
         self, name: str, target: np.ndarray, products: list[_Product], scale: float = 1.0
     ) -> None:
         """Fill an output with the sum of products along each axis, times `scale`."""
+        dtype = self._plan.dtype
         if self._tiny:
-            total = np.empty(target.shape, self._plan.dtype)
-            for product in products:
-                laid = lay_along(total, product.side.axis, self._spatial_ndim)
-                added = product is not products[0]
-                part = np.empty(laid.shape, laid.dtype) if added else laid
+            total = np.empty(target.shape, dtype)
+        elif fits(target, dtype):
+            total = target
+        else:
+            total = take_features(self._crew.workspace, f"{name} sum", target.shape, dtype)
+        for product in products:
+            laid = self.lay(total, product.side)
+            if product is products[0]:
+                _multiply(product, laid)
+            else:
+                part = self.take("part", laid.shape)
                 _multiply(product, part)
-                if added:
-                    laid += part
-            target[...] = total if scale == 1.0 else total * total.dtype.type(scale)
-            return
-        axes = self._plan.order_axes(self._problem.axes, target)
-        whole = AxisSum(name, target, axes, self._plan.dtype, self._crew)
-        for product in sorted(products, key=lambda product: axes.index(product.side.axis)):
-            whole.open_axis(product.side.axis)
-            part = whole.lend(_WHOLE, _EVERYTHING, self._crew.workspace)
-            _multiply(product, part)
-            if scale != 1.0:
-                part *= part.dtype.type(scale)
-            whole.add(_WHOLE, _EVERYTHING, part)
-            whole.close_axis()
+                laid += part
+        if scale != 1.0:
+            total *= dtype.type(scale)
+        if self._tiny:
+            target[...] = total
+        elif total is not target:
+            write_back([(total, target)], self._crew)
 
 
 def _multiply(product: _Product, result: np.ndarray) -> None:
@@ -147,18 +157,15 @@ def attend_small(
 ) -> None:
     """Fill `out` and `lse` of a group of images; arrays are (N, heads, *S[, D])."""
     group = _Group(problem, plan, crew, key_mask)
-    q, k, v = (
-        group.prepare("q", q),
-        group.prepare("k", k, group.hidden),
-        group.prepare("v", v, group.hidden),
-    )
+    q, k, v = group.prepare(q=q, k=k, v=v)
     weights = group.take("energies", (*lse.shape, group.keys))
     for side in group.sides:
-        group.compute_energies(side, group.lay("q", q, side), group.lay("k", k, side), weights)
+        group.compute_energies(side, group.lay(q, side), group.lay(k, side), weights)
         if side.excluded is not None:
             view_diagonal(side.of(weights))[...] = -np.inf
     tame = None
-    if key_mask is None and weights[0].size >= LEAST_ENERGIES:
+    worth_asking = weights[0].size >= LEAST_ENERGIES and may_be_tame(group.keys)
+    if key_mask is None and worth_asking:
         tame = are_tame(measure_longest(q), measure_longest(k), problem.scale)
     peak = exponentiate(weights, None, tame)
     total = weights @ np.ones(group.keys, plan.dtype)
@@ -171,7 +178,7 @@ def attend_small(
     group.add_up(
         "out",
         out,
-        [_Product(side, side.of(weights), group.lay("v", v, side)) for side in group.sides],
+        [_Product(side, side.of(weights), group.lay(v, side)) for side in group.sides],
     )
     if not total.all():
         # Weights of zero, but the values may be NaN.
@@ -196,31 +203,25 @@ def differentiate_small(
 ) -> None:
     """Fill `dq`, `dk` and `dv` of a group of images; arrays are (N, heads, *S[, D])."""
     group = _Group(problem, plan, crew, key_mask)
+    q, k, v, arriving = group.prepare(q=q, k=k, v=v, dout=dout)
+    delta = group.compute_delta(dout, arriving, out, dlse)
     keyless = lse == -np.inf
-    # Such a position has no gradient, whatever its q, dout and dlse hold.
-    cleared = keyless if keyless.any() else None
-    q, k, v = (
-        group.prepare("q", q, cleared),
-        group.prepare("k", k, group.hidden),
-        group.prepare("v", v, group.hidden),
-    )
-    dout = group.prepare("dout", dout, cleared)
-    delta = np.einsum("...d,...d->...", dout, group.prepare("out", out))
-    if dlse is not None:
-        delta -= dlse
+    some_keyless = keyless.any()
+    if some_keyless:
+        # Such a position has no gradient, whatever its q, dout and dlse hold.
+        q, arriving = clear(q, keyless), clear(arriving, keyless)
     weights, denergies = (
         group.take(name, (*lse.shape, group.keys)) for name in ("energies", "denergies")
     )
-    products: list[list[_Product]] = [[], [], []]
+    dq_parts, dk_parts, dv_parts = [], [], []
     for side in group.sides:
-        inputs = (("q", q), ("k", k), ("v", v), ("dout", dout))
-        queries, keys, values, arriving = (group.lay(name, x, side) for name, x in inputs)
+        queries, keys, values, douts = (group.lay(x, side) for x in (q, k, v, arriving))
         group.compute_energies(side, queries, keys, weights)
-        np.matmul(arriving, values.swapaxes(-1, -2), out=side.of(denergies))
-        w, de = side.of(weights), side.of(denergies)
-        products[0].append(_Product(side, de, keys))
-        products[1].append(_Product(side, de.swapaxes(-1, -2), queries))
-        products[2].append(_Product(side, w.swapaxes(-1, -2), arriving))
+        tile, dtile = side.of(weights), side.of(denergies)
+        np.matmul(douts, values.swapaxes(-1, -2), out=dtile)
+        dq_parts.append(_Product(side, dtile, keys))
+        dk_parts.append(_Product(side, dtile.swapaxes(-1, -2), queries))
+        dv_parts.append(_Product(side, tile.swapaxes(-1, -2), douts))
     diagonals = [
         view_diagonal(side.of(tile))
         for side in group.sides
@@ -228,10 +229,10 @@ def differentiate_small(
         for tile in (weights, denergies)
     ]
     differentiate(weights, denergies, lse, delta, diagonals)
-    group.add_up("dq", dq, products[0], problem.scale)
-    group.add_up("dk", dk, products[1], problem.scale)
-    group.add_up("dv", dv, products[2])
-    if cleared is not None:
-        dq[cleared] = 0
-    if group.hidden is not None:
-        dk[group.hidden], dv[group.hidden] = 0, 0
+    group.add_up("dq", dq, dq_parts, problem.scale)
+    group.add_up("dk", dk, dk_parts, problem.scale)
+    group.add_up("dv", dv, dv_parts)
+    if some_keyless:
+        dq[keyless] = 0
+    if key_mask is not None:
+        dk[~key_mask], dv[~key_mask] = 0, 0

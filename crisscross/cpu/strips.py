@@ -1,8 +1,7 @@
 """Arrays seen as strips along one axis, cut into blocks and tiles, and multiplied.
 
-Every strip is a matrix, (L, D). BLAS takes a matrix as it lies in memory if one of its two strides
-is that of neighbouring elements: with the channels last, strips along every axis are such
-matrices; with the channels first, those along the last axis are.
+Every strip is a matrix, (L, D). With the channels innermost BLAS takes it as it lies in memory,
+along every axis.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ TILE_BYTES = 1 << 20
 #: Fewest queries in a tile of a strip too long for that: thinner matrices are slow to multiply.
 LEAST_ROWS = 64
 #: Bytes of values that a block may hold: each thread needs as much for their weighted means.
-BLOCK_BYTES = 1 << 21
+BLOCK_BYTES = 3 << 19
 
 
 class Block(NamedTuple):
@@ -73,7 +72,7 @@ def cut_tasks(
     *outer, strips, length = laid_shape
     strip_bytes = length * length * itemsize
     rows = [slice(0, length)]
-    if strip_bytes > TILE_BYTES:
+    if not fits_tile(length, itemsize):
         rows = cut(length, max(LEAST_ROWS, TILE_BYTES // (length * itemsize)))
     most = min(TILE_BYTES // strip_bytes, BLOCK_BYTES // (length * head_size * itemsize))
     blocks = _cut_blocks((*outer, strips), max(1, most), threads)
@@ -101,17 +100,20 @@ def _cut_blocks(shape: tuple[int, ...], most: int, threads: int) -> list[Block]:
 
 
 def fits_blas(laid: np.ndarray, dtype: np.dtype[Any]) -> bool:
-    """Whether the matrices (L, D) of a laid array can be multiplied where they lie."""
-    (rows, columns), (length, size), item = laid.strides[-2:], laid.shape[-2:], dtype.itemsize
+    """Whether the matrices (L, D) of a laid array can be multiplied where they lie.
+
+    BLAS would also take them with the positions closer together than the channels. But only along
+    one axis do those of a channels-first array lie so, and as multiples of a large power of two
+    apart as not.
+    """
+    (rows, columns), size, item = laid.strides[-2:], laid.shape[-1], dtype.itemsize
     by_rows = columns == item and rows >= size * item and rows % item == 0
-    by_columns = rows == item and columns >= length * item and columns % item == 0
-    return laid.dtype == dtype and laid.flags.aligned and (by_rows or by_columns)
+    return by_rows and laid.dtype == dtype and laid.flags.aligned
 
 
-def has_channels_innermost(split: np.ndarray) -> bool:
-    """Whether (N, heads, *S, D) has its channels closer together than its positions."""
-    *spatial, channel = (abs(stride) for stride in split.strides[2:])
-    return all(channel <= stride for stride in spatial)
+def fits_tile(length: int, itemsize: int) -> bool:
+    """Whether the energies of a whole strip fit in a tile."""
+    return length * length * itemsize <= TILE_BYTES
 
 
 def find_diagonal(tile: np.ndarray, queries: slice, keys: slice) -> np.ndarray:

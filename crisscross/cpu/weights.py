@@ -8,6 +8,8 @@ import numpy as np
 
 #: Largest energies of which exp is taken as they are: the sum of 1e9 of them still is a float32.
 _TAME_ENERGY = 64.0
+#: Fewest keys for that: of one alone, log exp e has less digits than e.
+_FEWEST_KEYS = 16
 
 
 def compute_energies(
@@ -48,6 +50,11 @@ def exponentiate(
     energies -= (np.where(keyless, 0, peak) if keyless.any() else peak)[..., None]
     np.exp(energies, out=energies)
     return peak
+
+
+def may_be_tame(keys: int) -> bool:
+    """Whether so many keys may go without a shift, if their energies are small enough."""
+    return keys >= _FEWEST_KEYS
 
 
 def measure_longest(vectors: np.ndarray) -> np.ndarray:
@@ -112,6 +119,17 @@ def invert(total: np.ndarray) -> np.ndarray:
 def clear(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Return (..., D) with zeros at the positions (...)."""
     return np.where(positions[..., None], array.dtype.type(0), array)
+
+
+def compute_delta(dout: np.ndarray, out: np.ndarray, dlse: np.ndarray | None) -> np.ndarray:
+    """delta(p) = <dout_p, out_p> - dlse(p), of (N, heads, *S, D) in the dtype of the computation.
+
+    Fast if both have one layout, whichever.
+    """
+    delta: np.ndarray = np.einsum("...d,...d->...", dout, out)
+    if dlse is not None:
+        delta -= dlse
+    return delta
 
 
 def differentiate(

@@ -1,37 +1,44 @@
-"""Both ways of the `cpu` backend: small images as a whole, and blocks of strips among threads."""
+"""All ways of the `cpu` backend: tiny and small images as a whole, and blocks of strips."""
 
 from __future__ import annotations
 
 import pytest
 
 import crisscross
-from crisscross.cpu import backward, copies, forward, plan, strips
+from crisscross.cpu import backward, copies, plan, small, strips, weights
 
 #: Limits so low that the small problems of the tests have many blocks, tiles, chunks and ranges.
-TINY = [
+BLOCKS = [
     (plan, "SMALL_IMAGE_FLOPS", 0),
     (plan, "TILE_BYTES", 256),
     (strips, "TILE_BYTES", 256),
     (strips, "BLOCK_BYTES", 512),
     (strips, "LEAST_ROWS", 2),
     (copies, "CHUNK_BYTES", 96),
-    (forward, "_FEWEST_KEYS", 3),
+    (weights, "_FEWEST_KEYS", 3),
     (backward, "_KEYS_OF_RANGE", 3),
     (backward, "_DELTA_BYTES", 96),
 ]
+LIMITS = {
+    "tiny": [],
+    "small": [
+        (small, "TINY_BYTES", 0),
+        (small, "LEAST_ENERGIES", 1),
+        (copies, "CHUNK_BYTES", 96),
+        (weights, "_FEWEST_KEYS", 3),
+    ],
+    "blocks": BLOCKS,
+    # One image after the other, each among all threads.
+    "groups": [*BLOCKS, (plan, "GROUP_BYTES", 1)],
+}
 
 
-@pytest.fixture(params=["small", "blocks", "groups"])
+@pytest.fixture(params=list(LIMITS))
 def cpu_path(request, monkeypatch):
-    """Compute small problems as a whole, as they come, or all in blocks, whatever their size."""
-    if request.param == "small":
-        yield
-        return
-    for module, name, value in TINY:
+    """Compute the small problems of the tests in one of the ways, whatever their size."""
+    for module, name, value in LIMITS[request.param]:
         monkeypatch.setattr(module, name, value)
-    if request.param == "groups":
-        # One image after the other, each among all threads.
-        monkeypatch.setattr(plan, "GROUP_BYTES", 1)
-    crisscross.set_num_threads(3 if request.param == "groups" else 2)
+    if request.param != "tiny":
+        crisscross.set_num_threads(3 if request.param == "groups" else 2)
     yield
     crisscross.set_num_threads(None)

@@ -145,13 +145,13 @@ def test_a_wild_image_does_not_change_its_neighbour(case, huge):
     assert_all_equal([x[:1] for x in actual], [x[:1] for x in expected])
 
 
-@pytest.mark.parametrize("cpu_path", ["small"], indirect=True)
+@pytest.mark.parametrize("cpu_path", ["tiny"], indirect=True)
 @law(case=attention_cases(attention_problems()), layout=st.sampled_from(LAYOUTS))
 def test_memory_layout_does_not_change_a_bit(cpu_path, case, layout):
     """The same values in another place and order are the same problem.
 
-    Small images are copied in one order. Others are multiplied where they lie, as far as BLAS can,
-    and BLAS may take its sums in another order for another layout.
+    Tiny images are copied in one order. Others are used where they lie, as far as that is fast, and
+    their sums may be taken in another order for another layout.
     """
     moved = {name: lay_out(getattr(case, name), layout) for name in ("q", "k", "v", "dout")}
     assert_all_equal(everything(dataclasses.replace(case, **moved)), everything(case))
@@ -332,7 +332,7 @@ def test_outputs_follow_their_inputs(case):
     assert lse.flags.c_contiguous
 
 
-@pytest.mark.parametrize("cpu_path", ["small"], indirect=True)
+@pytest.mark.parametrize("cpu_path", ["tiny"], indirect=True)
 def test_each_output_follows_its_own_input(cpu_path):
     """Four inputs in four memory formats."""
     case = make_case((3, 5), batch=2, heads=2, head_size_qk=3, head_size_v=2)
