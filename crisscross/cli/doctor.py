@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
-from crisscross import __version__
+from crisscross import __version__, get_num_threads
 from crisscross.bench.process import count_usable_cpus
-from crisscross.errors import BackendError
+from crisscross.errors import ArgumentError, BackendError
 from crisscross.gpu import find_cupy, find_device_problem
 from crisscross.ops.backends import choose_backend, find_refusal
 
@@ -91,7 +91,16 @@ def _describe_cpu() -> list[Row]:
     for pool in libraries:
         name = f"{pool['internal_api']} {pool['version'] or '(version unknown)'}"
         rows.append(("BLAS", f"{name}, threads: {pool['num_threads']}"))
-    return rows if libraries else [*rows, ("BLAS", "none that threadpoolctl knows")]
+    if not libraries:
+        rows.append(("BLAS", "none that threadpoolctl knows"))
+    return [*rows, ("threads of a call", _count_threads())]
+
+
+def _count_threads() -> str:
+    try:
+        return str(get_num_threads())
+    except ArgumentError as error:
+        return f"none: {error}"
 
 
 def _name_backend(device: str) -> str:

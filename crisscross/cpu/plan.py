@@ -57,18 +57,22 @@ class Plan:
     def run(self, batch: int, work: Callable[[slice, Crew], None]) -> None:
         """Run `work` on each group of images, with the crew that serves it."""
         with np.errstate(all="ignore"), gather_crew(alone=self.alone) as crew:
-            fair = -(-batch // crew.threads)
             even = batch % crew.threads == 0 or batch >= 4 * crew.threads
             if self.small:
-                images = min(max(1, SMALL_GROUP_BYTES // self.energy_bytes), fair)
+                groups = self.group_small(batch, crew.threads)
             elif even and self.image_bytes * crew.threads <= GROUP_BYTES:
-                images = min(max(1, TILE_BYTES // self.energy_bytes), fair)
+                images = max(1, TILE_BYTES // self.energy_bytes)
+                groups = cut(batch, min(images, -(-batch // crew.threads)))
             else:
                 for group in cut(batch, max(1, GROUP_BYTES // self.image_bytes)):
                     work(group, crew)
                 return
             # Groups for a thread each: nobody waits for the others, and each stays in one cache.
-            crew.run(cut(batch, images), lambda group, workspace: work(group, Crew(1, workspace)))
+            crew.run(groups, lambda group, workspace: work(group, Crew(1, workspace)))
+
+    def group_small(self, batch: int, threads: int) -> list[slice]:
+        """Cut a batch of small images into groups, one for each thread as far as they go round."""
+        return cut(batch, min(max(1, SMALL_GROUP_BYTES // self.energy_bytes), -(-batch // threads)))
 
 
 def describe_plan(problem: AttentionProblem) -> str:
@@ -76,15 +80,19 @@ def describe_plan(problem: AttentionProblem) -> str:
     merged = "" if len(problem.axes) == 1 else ", merged by log-sum-exp"
     plan = make_plan(problem)
     if plan.small:
-        way = "small images: by whole arrays"
-        way += " on the caller's thread" if plan.alone else f" on {_name_threads()}"
+        threads = 1 if plan.alone else get_num_threads()
+        if threads > 1:
+            threads = min(threads, len(plan.group_small(problem.batch, threads)))
+        way = f"small images: by whole arrays, each on one of {_name_threads(threads)}"
+        if threads == 1:
+            way = "small images: by whole arrays, on the caller's thread"
     else:
-        way = f"in tiles of {TILE_BYTES >> 10} KiB of energies on {_name_threads()}"
+        threads = get_num_threads()
+        way = f"in tiles of {TILE_BYTES >> 10} KiB of energies on {_name_threads(threads)}"
     return f"matmul along strips{merged}; no attention map is kept; {way}"
 
 
-def _name_threads() -> str:
-    threads = get_num_threads()
+def _name_threads(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads, BLAS held to one under each"
 
 

@@ -108,7 +108,7 @@ def _count_threads(blas_threads: list[int]) -> int:
     if _state.requested is not None:
         return _state.requested
     text = os.environ.get(ENVIRONMENT_VARIABLE)
-    if text is None:
+    if not text:
         return max(blas_threads, default=os.cpu_count() or 1)
     if not text.strip().isdecimal() or int(text) < 1:
         mismatch = Mismatch(ENVIRONMENT_VARIABLE, "a whole number of at least 1", repr(text))

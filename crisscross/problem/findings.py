@@ -193,7 +193,12 @@ class Findings:
             with suppress(Exception):  # arrays have a say here, and raise what they like
                 walked = tuple(given)
         if walked is None:
-            self.add("axes", "None or a tuple of integers", describe_value(given), Fault.TYPE)
+            self.add(
+                "axes",
+                "None or a tuple of integers, such as (0,)",
+                describe_value(given),
+                Fault.TYPE,
+            )
             return None
         if not walked:
             self.add("axes", "at least one spatial axis", "none: ()")

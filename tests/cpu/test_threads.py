@@ -274,12 +274,16 @@ except crisscross.ArgumentError as error:
     ("text", "printed"),
     [
         ("3", "3"),
+        ("", "2"),
         ("many", EXPECTED + "'many'"),
         ("0", EXPECTED + "'0'"),
     ],
 )
 def test_the_environment_variable(run_python, text, printed):
-    assert run_python(ENVIRONMENT, CRISSCROSS_NUM_THREADS=text).strip() == printed
+    assert (
+        run_python(ENVIRONMENT, CRISSCROSS_NUM_THREADS=text, OPENBLAS_NUM_THREADS="2").strip()
+        == printed
+    )
 
 
 FORK = """

@@ -23,7 +23,7 @@ def test_the_text():
         "arrays         numpy, on cpu",
         "backend        cpu: the first that serves cpu memory",
         "algorithm      matmul along strips, merged by log-sum-exp; no attention map is kept; "
-        "small images: by whole arrays on the caller's thread",
+        "small images: by whole arrays, on the caller's thread",
         "precision      tf32 asked for, IEEE float32 delivered",
         "not gpu        it serves arrays in CUDA memory, and these are on cpu",
         "not reference  it serves only when asked for by name: backend='reference'",
@@ -43,7 +43,7 @@ def test_one_axis_merges_nothing():
     explanation = crisscross.explain(Q, Q, V, axes=(0,))
     assert explanation.algorithm == (
         "matmul along strips; no attention map is kept; "
-        "small images: by whole arrays on the caller's thread"
+        "small images: by whole arrays, on the caller's thread"
     )
 
 
@@ -120,13 +120,15 @@ ON = "threads, BLAS held to one under each"
 @pytest.mark.parametrize(
     ("spatial", "batch", "threads", "way"),
     [
-        ((16, 16), 1, 2, "small images: by whole arrays on the caller's thread"),
+        ((16, 16), 1, 2, "small images: by whole arrays, on the caller's thread"),
         (
             (16, 16),
             500,
             2,
-            f"small images: by whole arrays on 2 {ON}",
+            f"small images: by whole arrays, each on one of 2 {ON}",
         ),
+        ((64, 64), 1, 2, "small images: by whole arrays, on the caller's thread"),
+        ((64, 64), 3, 8, f"small images: by whole arrays, each on one of 3 {ON}"),
         (
             (97, 97),
             1,
