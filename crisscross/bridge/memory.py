@@ -12,9 +12,16 @@ import numpy as np
 ALIGNMENT = 64
 
 
-@cache
 def name_dtype(dtype: np.dtype[Any]) -> str:
     """Name a dtype; NumPy puts the name together anew each time."""
+    try:
+        return _find_name(dtype)
+    except TypeError:  # strings whose placeholder cannot be hashed
+        return dtype.name
+
+
+@cache
+def _find_name(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 

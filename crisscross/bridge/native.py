@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,7 @@ def _find_obstacle(array: np.ndarray) -> Obstacle | None:
         return Obstacle(
             "a plain array; pass x.filled(0) and, for keys, key_mask=~mask", "a masked array"
         )
-    return _find_dtype_obstacle(array.dtype)
-
-
-@lru_cache(maxsize=256)
-def _find_dtype_obstacle(dtype: np.dtype[Any]) -> Obstacle | None:
+    dtype = array.dtype
     if not dtype.isnative:
         order = "big" if dtype.str.startswith(">") else "little"
         return Obstacle(

@@ -93,12 +93,19 @@ class _Group:
         out: np.ndarray,
         dlse: np.ndarray | None,
     ) -> np.ndarray:
-        """Compute delta from out as it came, and dout in that layout if there is one."""
+        """Compute delta from out as it came, and dout in that layout if there is one.
+
+        Image by image: the order of a sum may depend on what else lies between its terms.
+        """
         dtype = self._plan.dtype
         if self._tiny:
             return compute_delta(prepared_dout, np.ascontiguousarray(out, dtype), dlse)
-        dout = prepared_dout if fits(out, dtype) else dout.astype(dtype, copy=False)
-        return compute_delta(dout, out.astype(dtype, copy=False), dlse)
+        arriving = prepared_dout if fits(out, dtype) else dout
+        delta = self.take("delta", out.shape[:-1])
+        for n in range(len(out)):
+            both = [x[n].astype(dtype, copy=False) for x in (arriving, out)]
+            delta[n] = compute_delta(both[0], both[1], None if dlse is None else dlse[n])
+        return delta
 
     def lay(self, array: np.ndarray, side: _Side) -> np.ndarray:
         """View (N, heads, *S, ...) as strips, (N, heads, *others, L, ...)."""

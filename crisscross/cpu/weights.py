@@ -122,7 +122,7 @@ def clear(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def compute_delta(dout: np.ndarray, out: np.ndarray, dlse: np.ndarray | None) -> np.ndarray:
-    """delta(p) = <dout_p, out_p> - dlse(p), of (N, heads, *S, D) in the dtype of the computation.
+    """delta(p) = <dout_p, out_p> - dlse(p), of (..., *S, D) in the dtype of the computation.
 
     Fast if both have one layout, whichever.
     """

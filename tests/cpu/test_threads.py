@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import crisscross
-from crisscross.cpu import plan, threads
+from crisscross.cpu import plan, small, threads
 from crisscross.testing import make_case
 from tests.support.calls import run_axial, run_whole
 
@@ -57,8 +58,34 @@ def assert_same_bits(actual, expected):
 
 
 def test_that_the_cases_go_both_ways():
-    small = [plan.make_plan(case.problem).small for case in CASES]
-    assert small.count(True) >= 3 and small.count(False) >= 3
+    ways = [plan.make_plan(case.problem).small for case in CASES]
+    assert ways.count(True) >= 3 and ways.count(False) >= 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_images_interleaved_in_memory(dtype):
+    """How many images one thread has at a time depends on the number of threads."""
+    case = make_case((32, 32), batch=2, head_size_qk=32, head_size_v=64, dtype=dtype)
+    moved = {
+        name: getattr(case, name).transpose(2, 3, 1, 0).copy().transpose(3, 2, 0, 1)
+        for name in ("q", "k", "v", "dout")
+    }
+    case = dataclasses.replace(case, **moved)
+    crisscross.set_num_threads(1)
+    expected = run(case)
+    crisscross.set_num_threads(2)
+    assert_same_bits(run(case), expected)
+
+
+def test_an_image_is_not_judged_by_its_neighbours(monkeypatch):
+    """Whether energies may do without a shift is asked of an image, however many there are."""
+    monkeypatch.setattr(small, "TINY_BYTES", 0)
+    monkeypatch.setattr(small, "LEAST_ENERGIES", 1500)
+    case = make_case((8, 8), batch=2, head_size_v=16)
+    crisscross.set_num_threads(1)
+    both = crisscross.criss_cross_attention(case.q, case.k, case.v)
+    alone = crisscross.criss_cross_attention(case.q[:1], case.k[:1], case.v[:1])
+    np.testing.assert_array_equal(both[:1], alone)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.problem.spatial))

@@ -224,5 +224,27 @@ def test_strips_longer_than_a_tile(monkeypatch):
         tasks = strips.cut_tasks((1, 2, 7, 23), 4, 1, head_size=5, share_rows=False)
         assert [len(task.rows) for task in tasks] == [8] * 14
         assert_matches_reference(case, **run_axial(case))
-    case = make_case((23, 7), heads=2, masked=True, head_size_v=5)
+    # The values of a strip cut into rows serve several tiles, whichever axis has them.
+    for spatial in ((23, 7), (7, 23)):
+        for masked in (True, False):
+            case = make_case(spatial, heads=2, masked=masked, head_size_v=5)
+            assert_matches_reference(case, **run_whole(case))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 128), ("float64", 64), ("float16", 256)])
+@pytest.mark.parametrize("channel_axis", [1, -1])
+def test_vectors_of_a_multiple_of_512_bytes(cpu_path, dtype, size, channel_axis):
+    """Scratch has room behind them, which is no part of any."""
+    case = make_case(
+        (3, 4), head_size_qk=size, head_size_v=size, dtype=dtype, channel_axis=channel_axis
+    )
     assert_matches_reference(case, **run_whole(case))
+
+
+def test_many_large_energies_of_one_size():
+    """Each of them has an exp in float32, their sum without a shift has not."""
+    q = k = np.full((1, 1, 8192), 80**0.5, np.float32)
+    v = np.linspace(-1, 1, 8192, dtype=np.float32).reshape(q.shape)
+    out, lse = crisscross.criss_cross_attention(q, k, v + 1, return_lse=True)
+    np.testing.assert_allclose(out, 1, rtol=1e-5)
+    np.testing.assert_allclose(lse, 80 + np.log(8192), rtol=1e-6)
