@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import crisscross
-from crisscross.cpu import plan, small, threads
+from crisscross.cpu import plan, small, threads, weights
 from crisscross.testing import make_case
 from tests.support.calls import run_axial, run_whole
 
@@ -62,6 +62,16 @@ def test_that_the_cases_go_both_ways():
     assert ways.count(True) >= 3 and ways.count(False) >= 3
 
 
+def test_the_way_of_an_image_is_its_own():
+    """Whatever else is in the batch: another way may take sums in another order."""
+    for spatial in ((16, 16), (64, 64), (97, 97)):
+        plans = [
+            plan.make_plan(make_case(spatial, batch=batch, head_size_v=8).problem)
+            for batch in (1, 2, 9)
+        ]
+        assert len({found.small for found in plans}) == 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_images_interleaved_in_memory(dtype):
     """How many images one thread has at a time depends on the number of threads."""
@@ -77,14 +87,20 @@ def test_images_interleaved_in_memory(dtype):
     assert_same_bits(run(case), expected)
 
 
-def test_an_image_is_not_judged_by_its_neighbours(monkeypatch):
-    """Whether energies may do without a shift is asked of an image, however many there are."""
+@pytest.mark.parametrize(("least", "wild"), [(1500, 1.0), (1, 1e4)])
+@pytest.mark.parametrize("most_flops", [1e8, 0])
+def test_an_image_is_not_judged_by_its_neighbours(monkeypatch, most_flops, least, wild):
+    """Whether energies may do without a shift is asked of an image, whoever is beside it."""
+    monkeypatch.setattr(plan, "SMALL_IMAGE_FLOPS", most_flops)
     monkeypatch.setattr(small, "TINY_BYTES", 0)
-    monkeypatch.setattr(small, "LEAST_ENERGIES", 1500)
-    case = make_case((8, 8), batch=2, head_size_v=16)
+    monkeypatch.setattr(small, "LEAST_ENERGIES", least)
+    monkeypatch.setattr(weights, "_FEWEST_KEYS", 8)
     crisscross.set_num_threads(1)
-    both = crisscross.criss_cross_attention(case.q, case.k, case.v)
-    alone = crisscross.criss_cross_attention(case.q[:1], case.k[:1], case.v[:1])
+    case = make_case((8, 8), batch=2, head_size_v=16)
+    q = case.q.copy()
+    q[1] *= wild
+    both = crisscross.criss_cross_attention(q, case.k, case.v)
+    alone = crisscross.criss_cross_attention(q[:1], case.k[:1], case.v[:1])
     np.testing.assert_array_equal(both[:1], alone)
 
 

@@ -133,7 +133,7 @@ def test_images_do_not_know_of_each_other(case):
 
 
 @law(case=attention_cases(attention_problems(batches=(2,))), huge=st.sampled_from((1e4, np.nan)))
-def test_a_wild_image_does_not_change_its_neighbour(case, huge):
+def test_a_wild_image_does_not_change_its_neighbour(cpu_path, case, huge):
     """Bit for bit: whatever shortcut one image forbids, the other still takes."""
     # Copies of one layout on either side: another layout may sum in another order.
     tame = {name: getattr(case, name).copy() for name in ("q", "k", "v", "dout")}
