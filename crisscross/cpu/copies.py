@@ -1,12 +1,13 @@
 """Copies of whole inputs and outputs: products are made of arrays with the channels innermost.
 
-Turning the axes costs little if it is done right. An array is turned piece by piece, each by way of
-memory that fits a cache, and neighbouring vectors never lie a multiple of `_CLASH_BYTES` apart:
-those that do compete for a few lines of the cache, and the copy is several times slower.
+Turning the axes costs little if it is done right: piece by piece, and with no channels a multiple
+of `_CLASH_BYTES` apart. Those that are compete for a few lines of the cache, and the copy takes
+several times as long; so they are first copied straight to memory with room between them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -110,21 +111,22 @@ def _cut_pieces(source: np.ndarray, target: np.ndarray) -> list[_Piece]:
 
 def _turn(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
     """Copy (..., D) of any layout to one with the channels innermost."""
-    if source.ndim == 2:
-        apart = abs(source.strides[1])
-        turns = apart > abs(source.strides[0])
-        if turns and (source.dtype != target.dtype or apart % _CLASH_BYTES == 0):
-            count, channels = source.shape
-            room = workspace.reuse("turned", (channels, _pad(count, target.dtype)), target.dtype)
-            room[:, :count] = source.T
-            source = room[:, :count].T
+    *spatial, channels = source.shape
+    apart = abs(source.strides[-1])
+    turns = apart > abs(source.strides[-2])
+    if turns and (source.dtype != target.dtype or apart % _CLASH_BYTES == 0):
+        count = math.prod(spatial)
+        room = workspace.reuse("turned", (channels, _pad(count, target.dtype)), target.dtype)
+        flat = room[:, :count]
+        flat.reshape(channels, *spatial, copy=False)[...] = np.moveaxis(source, -1, 0)
+        source, target = flat.T, target.reshape(count, channels, copy=False)
     target[...] = source
 
 
 def view_as_features(target: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray | None:
     """See the memory of (N, heads, *S, D) as features of that shape, channels innermost.
 
-    None, if it has gaps, another dtype, or does not lie image by image.
+    None, if it has gaps or another dtype; images that lie between others have gaps.
     """
     order = sorted(range(target.ndim), key=lambda axis: -abs(target.strides[axis]))
     memory = target.transpose(order)

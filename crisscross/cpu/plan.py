@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from crisscross.cpu.crew import Crew, gather_crew
-from crisscross.cpu.strips import (
-    TILE_BYTES,
-    cut,
-)
+from crisscross.cpu.strips import TILE_BYTES, cut
 from crisscross.cpu.threads import get_num_threads
 from crisscross.problem import AttentionProblem
 

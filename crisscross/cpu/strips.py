@@ -102,9 +102,8 @@ def _cut_blocks(shape: tuple[int, ...], most: int, threads: int) -> list[Block]:
 def fits_blas(laid: np.ndarray, dtype: np.dtype[Any]) -> bool:
     """Whether the matrices (L, D) of a laid array can be multiplied where they lie.
 
-    BLAS would also take them with the positions closer together than the channels. But only along
-    one axis do those of a channels-first array lie so, and as multiples of a large power of two
-    apart as not.
+    BLAS would also take matrices whose positions are closer together than their channels. With the
+    channels first those along the last axis are, but no others.
     """
     (rows, columns), size, item = laid.strides[-2:], laid.shape[-1], dtype.itemsize
     by_rows = columns == item and rows >= size * item and rows % item == 0

@@ -34,6 +34,10 @@ class AxisSum:
         copy: np.ndarray | None = None,
     ) -> None:
         self._name, self._target, self._axes, self._dtype = name, target, axes, dtype
+        #: Of the axis at hand: whether it is the first, whether what it adds moves to other memory,
+        #: and the sum before and after it, laid along it.
+        self._first = self._moves = False
+        self._before = self._after = target
         if fits(target, dtype):
             self._sum = self._whole = target
             return
@@ -47,10 +51,9 @@ class AxisSum:
     def open_axis(self, axis: int) -> None:
         """Begin with the axis."""
         spatial_ndim = self._target.ndim - 3
-        self._first, last = axis == self._axes[0], axis == self._axes[-1]
-        self._before = lay_along(self._sum, axis, spatial_ndim)
-        self._after = lay_along(self._whole if last else self._sum, axis, spatial_ndim)
-        self._moves = last and self._whole is not self._sum
+        after = self._whole if axis == self._axes[-1] else self._sum
+        self._first, self._moves = axis == self._axes[0], after is not self._sum
+        self._before, self._after = (lay_along(x, axis, spatial_ndim) for x in (self._sum, after))
 
     def lend(self, block: Block, rows: slice, workspace: Workspace) -> np.ndarray:
         """Lend (..., rows, D) for the product of a tile."""

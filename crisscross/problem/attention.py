@@ -96,7 +96,7 @@ def split_heads(array: Any, heads: int, channel_axis: int) -> Any:
 #: solving it.
 _known: dict[tuple[Any, ...], AttentionProblem] = {}
 _MOST_KNOWN = 256
-_PLAIN = {bool, float, int, str, type(None)}
+_PLAIN = {bool, float, int, str, tuple, type(None)}
 
 
 def attention_problem(
@@ -123,11 +123,11 @@ def attention_problem(
         With every mismatch in `findings`, those found before included.
     """
     options = (scale, heads, axes, one_axis, include_self, channel_axis, precision)
-    # Zero has two signs, and they are equal.
-    if findings.mismatches or not _is_plain(specs, options) or scale == 0:
+    # What is equal is not the same: True and 1, and with two signs, 0.0.
+    listed = (*options, *axes) if type(axes) is tuple else options
+    if findings.mismatches or not _is_plain(specs, listed) or scale == 0:
         return _check_problem(findings, specs, *options)
-    # True is not 1 here, but equal to it.
-    key = (*specs.items(), *options, *map(type, options))
+    key = (*specs.items(), *listed, *map(type, listed))
     problem = _known.get(key)
     if problem is None:
         problem = _check_problem(findings, specs, *options)

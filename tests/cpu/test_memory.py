@@ -7,7 +7,8 @@ import tracemalloc
 import pytest
 
 import crisscross
-from crisscross.cpu.strips import LEAST_ROWS, TILE_BYTES
+from crisscross.cpu.copies import CHUNK_BYTES
+from crisscross.cpu.strips import BLOCK_BYTES, LEAST_ROWS, TILE_BYTES
 from crisscross.testing import make_case
 
 
@@ -44,3 +45,23 @@ def test_peak_memory(spatial, keys):
     tile = max(TILE_BYTES, LEAST_ROWS * keys * 4)
     assert measure_peak(forward) < arrays + 3 * tile < attention_map
     assert measure_peak(backward) < arrays + 5 * tile < attention_map
+
+
+def test_results_are_put_together_where_copies_were():
+    """Channels first: beside the results one copy of each input, and none of the results."""
+    crisscross.set_num_threads(1)
+    case = make_case((120, 128), head_size_qk=8, head_size_v=96)
+    out, lse = crisscross.criss_cross_attention(case.q, case.k, case.v, return_lse=True)
+
+    def forward():
+        crisscross.clear_workspace()
+        crisscross.criss_cross_attention(case.q, case.k, case.v)
+
+    def backward():
+        crisscross.clear_workspace()
+        crisscross.criss_cross_attention_backward(case.dout, case.q, case.k, case.v, out, lse)
+
+    q, v = case.q.nbytes, case.v.nbytes
+    scratch = 2 * TILE_BYTES + BLOCK_BYTES + CHUNK_BYTES
+    assert measure_peak(forward) < 2 * q + 2 * v + scratch + v // 2
+    assert measure_peak(backward) < 4 * q + 3 * v + scratch + BLOCK_BYTES + v // 2

@@ -7,6 +7,8 @@ import pytest
 import crisscross
 from crisscross.cpu import backward, copies, plan, small, strips, weights
 
+#: Room behind every vector and between all channels, as large ones need it.
+ROOMY = [(copies, "CHUNK_BYTES", 96), (copies, "_CLASH_BYTES", 4), (copies, "_LINE_BYTES", 16)]
 #: Limits so low that the small problems of the tests have many blocks, tiles, chunks and ranges.
 BLOCKS = [
     (plan, "SMALL_IMAGE_FLOPS", 0),
@@ -14,7 +16,7 @@ BLOCKS = [
     (strips, "TILE_BYTES", 256),
     (strips, "BLOCK_BYTES", 512),
     (strips, "LEAST_ROWS", 2),
-    (copies, "CHUNK_BYTES", 96),
+    *ROOMY,
     (weights, "_FEWEST_KEYS", 3),
     (backward, "_KEYS_OF_RANGE", 3),
     (backward, "_DELTA_BYTES", 96),
@@ -24,7 +26,7 @@ LIMITS = {
     "small": [
         (small, "TINY_BYTES", 0),
         (small, "LEAST_ENERGIES", 1),
-        (copies, "CHUNK_BYTES", 96),
+        *ROOMY,
         (weights, "_FEWEST_KEYS", 3),
     ],
     "blocks": BLOCKS,

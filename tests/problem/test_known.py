@@ -18,6 +18,7 @@ def check(dtype="float32", shape=(2, 4, 3, 5), function="f", **options):
 
 def test_a_problem_is_made_once():
     assert check() is check(function="another")
+    assert check(axes=(0, 1)) is check(axes=(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ def test_a_problem_is_made_once():
         {"scale": 2.0},
         {"heads": 2},
         {"axes": 0, "one_axis": True},
+        {"axes": (0,)},
         {"channel_axis": -1},
         {"precision": "tf32"},
     ],
@@ -38,9 +40,10 @@ def test_another_problem_is_another(different):
     assert check(**different) == check(**different)
 
 
-@pytest.mark.parametrize("options", [{"heads": True}, {"channel_axis": 1.0}, {"scale": True}])
+@pytest.mark.parametrize("options", [{"heads": True}, {"channel_axis": 1.0}, {"axes": (0, True)}])
 def test_what_is_equal_to_a_good_option_is_not_one(options):
     check()
+    check(axes=(0, 1))
     with pytest.raises(TypeError):
         check(**options)
 
