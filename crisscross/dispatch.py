@@ -8,7 +8,6 @@ has imported the library already.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -84,23 +83,15 @@ _loaded: dict[str, Adapter] = {}
 
 def kind_of(array: object) -> str | None:
     """Return the kind of an array (a key of `ADAPTERS`), or None for anything else."""
-    cls: Any = type(array)
-    try:
-        return _recall_kind(cls)
-    except TypeError:  # a metaclass may take the hash away
-        return _find_kind(cls)
-
-
-def _find_kind(cls: type) -> str | None:
+    cls = type(array)
+    if cls is np.ndarray:
+        return "numpy"
     # Subclasses of a library's array live in their author's module, hence the walk.
     for base in cls.__mro__:
         kind = _ARRAY_CLASSES.get((base.__module__.partition(".")[0], base.__name__))
         if kind is not None:
             return kind
     return "dlpack" if hasattr(cls, "__dlpack__") and hasattr(cls, "__dlpack_device__") else None
-
-
-_recall_kind = lru_cache(maxsize=256)(_find_kind)
 
 
 def adapter_of(kind: str) -> Adapter:
