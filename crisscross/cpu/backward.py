@@ -93,12 +93,12 @@ class _Backward:
         self.q, self.k, self.v, self.dout = convert(
             {"q": q, "k": k, "v": v, "dout": dout}, plan.dtype, crew, key_mask
         )
-        self.key_mask, self.lse, self.dlse = key_mask, lse, dlse
+        self.key_mask, self.lse = key_mask, lse
         self.axes = problem.axes
         # Rows of q serve their own tile alone, keys and values their own range: their gradients
         # come when they are done with.
         self.dq, self.dk, self.dv = (
-            AxisSum(name, x, self.axes, plan.dtype, crew, None if copy is given else copy)
+            AxisSum(name, x, self.axes, plan.dtype, crew.workspace, None if copy is given else copy)
             for name, x, copy, given in (
                 ("dq", dq, self.q, q),
                 ("dk", dk, self.k, k),
@@ -106,23 +106,21 @@ class _Backward:
             )
         )
         self.delta = crew.workspace.reuse("delta", lse.shape, plan.dtype)
-        self._compute_delta(dout, out)
+        self._compute_delta(dout, out, dlse)
 
     def run(self) -> None:
-        sums = (self.dq, self.dk, self.dv)
         for axis in self.axes:
             self._add_shares(axis)
-        write_back([left for total in sums for left in total.left], self.crew)
+        write_back([*self.dq.left, *self.dk.left, *self.dv.left], self.crew)
 
-    def _compute_delta(self, dout: np.ndarray, out: np.ndarray) -> None:
+    def _compute_delta(self, dout: np.ndarray, out: np.ndarray, dlse: np.ndarray | None) -> None:
         """Compute delta from out as it came, and dout in that layout if there is one."""
         dout = self.dout if fits(out, self.plan.dtype) else dout
         batch, heads, rows = dout.shape[:3]
 
         def compute(task: tuple[int, int, slice], _: Workspace) -> None:
             arriving, left = (x[task].astype(self.plan.dtype, copy=False) for x in (dout, out))
-            dlse = None if self.dlse is None else self.dlse[task]
-            self.delta[task] = compute_delta(arriving, left, dlse)
+            self.delta[task] = compute_delta(arriving, left, None if dlse is None else dlse[task])
 
         row_bytes = dout[0, 0, 0].size * self.plan.dtype.itemsize
         pieces = cut(rows, max(1, _DELTA_BYTES // row_bytes))

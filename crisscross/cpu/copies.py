@@ -48,6 +48,11 @@ def fits(features: np.ndarray, dtype: np.dtype[Any]) -> bool:
     )
 
 
+def find_hidden(key_mask: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Tell which positions of which operand are never to be read."""
+    return {} if key_mask is None else dict.fromkeys(("k", "v"), ~key_mask)
+
+
 def convert(
     features: Mapping[str, np.ndarray],
     dtype: np.dtype[Any],
@@ -58,7 +63,7 @@ def convert(
 
     In "k" and "v" there are zeros where `key_mask` (N, heads, *S) is False.
     """
-    hidden = {} if key_mask is None else dict.fromkeys(("k", "v"), ~key_mask)
+    hidden = find_hidden(key_mask)
     converted, pieces = [], []
     for name, array in features.items():
         if name not in hidden and fits(array, dtype):

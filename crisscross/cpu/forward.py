@@ -85,8 +85,8 @@ class _Forward:
         # Tiles of whole strips are done with their values; those of rows share them.
         done_with = self.v is not v and fits_tile(lse.shape[2 + self.axes[-1]], plan.dtype.itemsize)
         copy = self.v if done_with else None
-        self.mean = AxisSum("out", out, self.axes, plan.dtype, crew, copy)
         workspace = crew.workspace
+        self.mean = AxisSum("out", out, self.axes, plan.dtype, workspace, copy)
         self.peak, self.total = (
             workspace.reuse(name, lse.shape, plan.dtype) for name in ("peak", "total")
         )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crisscross.cpu.copies import convert, fits, take_features, write_back
+from crisscross.cpu.copies import convert, find_hidden, fits, take_features, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan
 from crisscross.cpu.strips import lay_along, multiply, view_diagonal
@@ -78,7 +78,7 @@ class _Group:
         """Return features as BLAS takes them; zeros in hidden keys and values."""
         if not self._tiny:
             return convert(features, self._plan.dtype, self._crew, self.key_mask)
-        hidden = {} if self.key_mask is None else dict.fromkeys(("k", "v"), ~self.key_mask)
+        hidden = find_hidden(self.key_mask)
         copies = {
             name: np.ascontiguousarray(array, self._plan.dtype) for name, array in features.items()
         }

@@ -116,15 +116,11 @@ def fits_tile(length: int, itemsize: int) -> bool:
 
 
 def find_diagonal(tile: np.ndarray, queries: slice, keys: slice) -> np.ndarray:
-    """View the elements of a tile (..., queries, keys), contiguous, whose key is the query."""
-    *batch, rows, columns = tile.shape
+    """View the elements of a tile (..., queries, keys) whose key is the query."""
     first = max(queries.start, keys.start)
-    count = min(queries.stop, keys.stop) - first
-    if count <= 0:
-        return tile[..., :0, 0]
-    start = (first - queries.start) * columns + first - keys.start
-    flat = tile.reshape(*batch, rows * columns, copy=False)
-    return flat[..., start : start + count * (columns + 1) - columns : columns + 1]
+    count = max(0, min(queries.stop, keys.stop) - first)
+    row, column = first - queries.start, first - keys.start
+    return view_diagonal(tile[..., row : row + count, column : column + count])
 
 
 def view_diagonal(energies: np.ndarray) -> np.ndarray:

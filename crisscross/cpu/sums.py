@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from crisscross.cpu.copies import fits, take_features, view_as_features
-from crisscross.cpu.crew import Crew
 from crisscross.cpu.strips import Block, lay_along
 from crisscross.cpu.workspace import Workspace
 
@@ -21,7 +20,7 @@ class AxisSum:
     An output that BLAS can write to is summed in its own memory, any other in scratch. That scratch
     is as large as the output. A copy of an input that its owner needs no more, tile by tile, in the
     course of the last axis, can take its place: then the sum of the axes before is kept in the
-    output's memory, whatever its layout, and the last one leaves the whole in the copy.
+    output's memory, if that has no gaps, and the last one leaves the whole in the copy.
     """
 
     def __init__(
@@ -30,7 +29,7 @@ class AxisSum:
         target: np.ndarray,
         axes: tuple[int, ...],
         dtype: np.dtype[Any],
-        crew: Crew,
+        workspace: Workspace,
         copy: np.ndarray | None = None,
     ) -> None:
         self._name, self._target, self._axes, self._dtype = name, target, axes, dtype
@@ -45,7 +44,7 @@ class AxisSum:
         if copy is not None and seen is not None:
             self._sum, self._whole = seen, copy
         else:
-            self._sum = take_features(crew.workspace, f"{name} sum", target.shape, dtype)
+            self._sum = take_features(workspace, f"{name} sum", target.shape, dtype)
             self._whole = self._sum
 
     def open_axis(self, axis: int) -> None:
