@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from crisscross.bench.process import count_usable_cpus
@@ -28,6 +27,7 @@ from crisscross.cli.bench_tables import (
 )
 from crisscross.cli.errors import CommandError
 from crisscross.cli.files import replace_when_done
+from crisscross.cli.progress import make_progress
 
 __all__ = ["run"]
 
@@ -88,17 +88,8 @@ def _choose_settings(arguments: Namespace) -> Settings:
 @contextmanager
 def _progress() -> Iterator[OnStep]:
     """Show a bar on a terminal's stderr, and nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
     # Redrawn at each step only: a thread that draws would take time from what is measured.
-    with Progress(
-        *columns, console=console, disable=not console.is_interactive, auto_refresh=False
-    ) as progress:
+    with make_progress(auto_refresh=False) as progress:
         task = progress.add_task("")
 
         def on_step(done: int, total: int, text: str) -> None:

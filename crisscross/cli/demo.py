@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from skimage import data
 from skimage.restoration import denoise_nl_means
@@ -30,6 +29,7 @@ from crisscross.cli.denoise import (
 from crisscross.cli.errors import CommandError
 from crisscross.cli.files import Photograph, read_image, replace_when_done, scale_down
 from crisscross.cli.picture import Scene, draw
+from crisscross.cli.progress import make_progress
 
 __all__ = ["run"]
 
@@ -189,14 +189,7 @@ def _measure(name: str, clean: np.ndarray, call: Callable[[], np.ndarray]) -> Re
 @contextmanager
 def _progress() -> Iterator[Callable[[str], AbstractContextManager[None]]]:
     """Show a bar on a terminal's stderr, and nothing elsewhere; yields what opens a stage."""
-    console = Console(stderr=True)
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_interactive) as progress:
+    with make_progress() as progress:
         task = progress.add_task("", total=_STAGES)
 
         @contextmanager
