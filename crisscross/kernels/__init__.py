@@ -1,5 +1,5 @@
 """CUDA sources and the code that selects, configures, compiles and launches them.
 
-There are none in this version. This room knows no array library: kernels get pointers, sizes and
-strides.
+This room knows no array library: kernels get pointers, sizes and strides. On what they run is an
+`Engine`: CuPy's in the room `gpu`, an emulator's in the tests.
 """
