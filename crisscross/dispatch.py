@@ -7,6 +7,7 @@ has imported the library already.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
@@ -14,14 +15,16 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 
 from crisscross.problem import ArraySpec
+from crisscross.view import View
 
 #: Kind of array -> module of the adapter.
 ADAPTERS = {
     "numpy": "crisscross.bridge.native",
     "torch": "crisscross.torch.adapter",
     "jax": "crisscross.jax.adapter",
-    "cupy": "crisscross.bridge.foreign",
+    "cupy": "crisscross.gpu.cupy_arrays",
     "dlpack": "crisscross.bridge.foreign",
+    "cuda": "crisscross.gpu.interface",
 }
 
 #: Package and name of each library's array class -> kind.
@@ -59,8 +62,27 @@ class Description(NamedTuple):
     obstacle: Obstacle | None = None
 
 
+class Held(NamedTuple):
+    """Memory of a device, and what keeps it alive.
+
+    `stream` is the one on which the memory is being written, where the array tells: work on another
+    stream has to wait for it.
+    """
+
+    view: View
+    owner: Any
+    stream: int | None = None
+
+
+#: Makes an array in the memory of the device at work: shape, strides in elements, dtype.
+Make = Callable[[tuple[int, ...], tuple[int, ...], str], Held]
+
+
 class Adapter(Protocol):
-    """What the room of an array library provides; a module with these three functions."""
+    """What the room of an array library provides; a module with these functions.
+
+    The last four are for memory of a CUDA device; libraries that have none need them not.
+    """
 
     def describe(self, array: Any) -> Description | None:
         """Describe `array`, or return None if it is no array of this library."""
@@ -77,6 +99,18 @@ class Adapter(Protocol):
             If the library cannot take the array as it is.
         """
 
+    def find_stream(self, array: Any) -> int | None:
+        """Return the stream on which the caller's work on `array` runs; None for CuPy's current."""
+
+    def hold(self, array: Any, stream: int) -> Held:
+        """View the memory of `array`, ready for work on `stream`."""
+
+    def find_maker(self, like: Any) -> Make | None:
+        """Return what makes arrays of the library of `like` beside it; None if CuPy is to."""
+
+    def take(self, owner: Any, like: Any) -> Any:
+        """Hand an array that was made over to the library of `like`."""
+
 
 _loaded: dict[str, Adapter] = {}
 
@@ -91,7 +125,9 @@ def kind_of(array: object) -> str | None:
         kind = _ARRAY_CLASSES.get((base.__module__.partition(".")[0], base.__name__))
         if kind is not None:
             return kind
-    return "dlpack" if hasattr(cls, "__dlpack__") and hasattr(cls, "__dlpack_device__") else None
+    if hasattr(cls, "__dlpack__") and hasattr(cls, "__dlpack_device__"):
+        return "dlpack"
+    return "cuda" if hasattr(cls, "__cuda_array_interface__") else None
 
 
 def adapter_of(kind: str) -> Adapter:
@@ -105,9 +141,10 @@ def adapter_of(kind: str) -> Adapter:
 def library_of(array: object) -> str:
     """Name the library an array belongs to, as its users import it."""
     kind = kind_of(array)
-    if kind is not None and kind != "dlpack":
+    if kind is not None and kind not in ("dlpack", "cuda"):
         return kind
     cls = type(array)
-    # A user's subclass still is an array of the library whose class first spoke DLPack.
-    speaker = next((base for base in reversed(cls.__mro__) if "__dlpack__" in vars(base)), cls)
+    # A user's subclass still is an array of the library whose class first spoke the protocol.
+    word = "__cuda_array_interface__" if kind == "cuda" else "__dlpack__"
+    speaker = next((base for base in reversed(cls.__mro__) if word in vars(base)), cls)
     return speaker.__module__.partition(".")[0]

@@ -11,6 +11,7 @@ from crisscross.bridge.memory import allocate, copy_aligned, name_dtype
 from crisscross.dispatch import (
     Adapter,
     Description,
+    Held,
     ObstacleError,
     adapter_of,
     kind_of,
@@ -24,8 +25,10 @@ __all__ = [
     "describe",
     "from_dlpack",
     "give_back",
+    "hold",
     "name_dtype",
     "share",
+    "take",
     "to_dlpack",
 ]
 
@@ -64,6 +67,24 @@ def give_back(findings: Findings, name: str, array: np.ndarray, adapter: Adapter
     """Hand a NumPy array's memory to a library; report it if the library cannot take it."""
     try:
         return adapter.from_numpy(array, like)
+    except Exception as error:  # as above
+        _report(findings, name, error)
+        return None
+
+
+def hold(findings: Findings, name: str, array: Any, adapter: Adapter, stream: int) -> Held | None:
+    """View an argument's memory on a device; report what its library says if it refuses."""
+    try:
+        return adapter.hold(array, stream)
+    except Exception as error:  # as above
+        _report(findings, name, error)
+        return None
+
+
+def take(findings: Findings, name: str, owner: Any, adapter: Adapter, like: Any) -> Any:
+    """Hand an array on a device to a library; report it if the library cannot take it."""
+    try:
+        return adapter.take(owner, like)
     except Exception as error:  # as above
         _report(findings, name, error)
         return None

@@ -1,8 +1,9 @@
-"""bfloat16 through NumPy's DLPack, which knows the bytes but not the dtype.
+"""DLPack capsules, read where NumPy does not.
 
 NumPy refuses to export or import bfloat16. The bytes are those of uint16, so the capsule is made
-(or read) as uint16 and the dtype code in it is rewritten in place. Ownership stays where it was:
-the capsule keeps the deleter of the library that made it.
+(or read) as uint16 and the dtype code in it is rewritten in place. Of memory on a device NumPy
+knows nothing: what a capsule says of it becomes a `View`. In both cases ownership stays where it
+was: the capsule keeps the deleter of the library that made it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,17 @@ from typing import Any
 import numpy as np
 
 from crisscross.errors import MissingDependencyError
+from crisscross.view import View, find_strides
 
 _KDL_UINT, _KDL_BFLOAT = 1, 4
+#: DLDataTypeCode and bits -> dtype, those that a backend takes.
+_DTYPE_NAMES = {
+    (2, 16): "float16",
+    (2, 32): "float32",
+    (2, 64): "float64",
+    (4, 16): "bfloat16",
+    (6, 8): "bool",
+}
 
 
 class _DLDataType(ctypes.Structure):
@@ -22,13 +32,16 @@ class _DLDataType(ctypes.Structure):
 
 
 class _DLTensor(ctypes.Structure):
-    # Only what lies before the dtype matters here, and its layout has never changed.
+    # Its layout has never changed.
     _fields_ = [
         ("data", ctypes.c_void_p),
         ("device_type", ctypes.c_int32),
         ("device_id", ctypes.c_int32),
         ("ndim", ctypes.c_int32),
         ("dtype", _DLDataType),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
     ]
 
 
@@ -48,8 +61,8 @@ _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _get_pointer.restype, _get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
-def _dtype_in(capsule: Any) -> _DLDataType:
-    """Return the dtype field inside a DLPack capsule, versioned or not."""
+def _tensor_in(capsule: Any) -> _DLTensor:
+    """Return the tensor inside a DLPack capsule, versioned or not."""
     name = _get_name(capsule)
     # A capsule that has been consumed has another name, and its memory may be gone.
     if name not in (b"dltensor", b"dltensor_versioned"):
@@ -57,11 +70,26 @@ def _dtype_in(capsule: Any) -> _DLDataType:
     address = _get_pointer(capsule, name)
     assert address is not None  # a capsule's pointer is never null
     if name == b"dltensor_versioned":
-        dtype = _DLManagedTensorVersioned.from_address(address).dl_tensor.dtype
-    else:
-        dtype = _DLTensor.from_address(address).dtype
-    assert isinstance(dtype, _DLDataType)
-    return dtype
+        tensor = _DLManagedTensorVersioned.from_address(address).dl_tensor
+        assert isinstance(tensor, _DLTensor)
+        return tensor
+    return _DLTensor.from_address(address)
+
+
+def read_view(capsule: Any) -> View:
+    """Read what a capsule says of its memory, which lives as long as the unconsumed capsule."""
+    tensor = _tensor_in(capsule)
+    dtype = tensor.dtype
+    code, bits, lanes = dtype.code, dtype.bits, dtype.lanes
+    name = _DTYPE_NAMES.get((code, bits)) if lanes == 1 else None
+    if name is None:
+        raise BufferError(
+            f"a dtype unknown to this library: (code, bits, lanes) {code, bits, lanes}"
+        )
+    shape = tuple(tensor.shape[: tensor.ndim])
+    # Compact memory in C order need not say so.
+    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else find_strides(shape)
+    return View((tensor.data or 0) + tensor.byte_offset, shape, strides, name)
 
 
 class Retagged:
@@ -78,7 +106,7 @@ class Retagged:
 
     def __dlpack__(self, **options: Any) -> Any:
         capsule = self._exporter.__dlpack__(**options)
-        dtype = _dtype_in(capsule)
+        dtype = _tensor_in(capsule).dtype
         found, expected = (dtype.code, dtype.bits, dtype.lanes), (self._old_code, 16, 1)
         if found != expected:
             raise BufferError(

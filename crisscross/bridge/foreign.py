@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from crisscross.bridge.capsule import Retagged, import_bfloat16, import_shared
-from crisscross.dispatch import Description, Obstacle, ObstacleError, kind_of, library_of
+from crisscross.bridge.capsule import Retagged, import_bfloat16, import_shared, read_view
+from crisscross.dispatch import Description, Held, Obstacle, ObstacleError, library_of
 from crisscross.problem import ArraySpec
 
 # DLDeviceType of the DLPack header, grouped by the address space the memory lies in.
@@ -55,17 +55,30 @@ def to_numpy(array: Any) -> np.ndarray:
     return import_shared(array)
 
 
+def find_stream(_array: Any) -> None:
+    """Return None: a library that nobody here knows waits for the stream that `hold` tells it."""
+
+
+def hold(array: Any, stream: int) -> Held:
+    capsule = array.__dlpack__(stream=stream or 1)  # the default stream is 0 to CUDA, 1 to DLPack
+    return Held(read_view(capsule), capsule)
+
+
+def find_maker(_like: Any) -> None:
+    """Return None: it takes over arrays that another library made."""
+
+
+def take(owner: Any, like: Any) -> Any:
+    return find_importer(like)(owner)
+
+
 def from_numpy(array: np.ndarray, like: Any) -> Any:
-    if kind_of(like) == "cupy":
-        raise ObstacleError(
-            "memory of a CUDA device; copy it there with cupy.asarray", "CPU memory"
-        )
-    importer = _importer_of(like)
+    importer = find_importer(like)
     exportable = Retagged.of_bfloat16(array) if array.dtype.name == "bfloat16" else array
     return importer(exportable)
 
 
-def _importer_of(like: Any) -> Callable[[Any], Any]:
+def find_importer(like: Any) -> Callable[[Any], Any]:
     """Find the library's own `from_dlpack`: in its array namespace, else in its package."""
     namespace = getattr(like, "__array_namespace__", None)
     if namespace is not None:

@@ -1,10 +1,30 @@
-"""The CUDA backend: not in this version. What stands is the honest answer why it cannot serve."""
+"""The CUDA backend: kernels on the caller's device and stream, on plain memory.
+
+It is called as the other backends are, with `View`s in place of arrays; `open_device` gives the
+device to call it on.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
+from crisscross.dispatch import Make
+from crisscross.gpu.backend import GpuBackend
+from crisscross.gpu.plan import describe_plan
+
+__all__ = [
+    "GpuBackend",
+    "describe_plan",
+    "find_cupy",
+    "find_device_problem",
+    "find_unavailability",
+    "open_device",
+]
+
 _CUPY_DISTRIBUTIONS = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
+_LEAST_ARCHITECTURE = 70  # structures passed by value stay in constant memory from there on
 
 
 def find_cupy() -> dict[str, str]:
@@ -22,7 +42,10 @@ def find_device_problem() -> str | None:
     """Say in one sentence why no CUDA device can be used, or None if one can."""
     installed = find_cupy()
     if not installed:
-        return "CuPy is not installed"
+        return (
+            "CuPy is not installed: pip install 'crisscross-attention[cuda12]', or [cuda13], "
+            "after the CUDA version of the driver"
+        )
     if len(installed) > 1:
         names = " and ".join(installed)
         return f"{names} are both installed and exclude each other: uninstall one of them"
@@ -35,6 +58,44 @@ def find_device_problem() -> str | None:
     return None if count else "no CUDA device"
 
 
-def find_unavailability() -> str | None:
-    """Say why the CUDA backend cannot serve."""
-    return "this version has no CUDA kernels yet"
+def find_unavailability(device: str) -> str | None:
+    """Say in one sentence why arrays on `device` cannot be served, or None if they can."""
+    problem = find_device_problem()
+    if problem is not None:
+        return problem
+    architecture = find_architecture(device)
+    if architecture < _LEAST_ARCHITECTURE:
+        least = _LEAST_ARCHITECTURE / 10
+        return f"{device} has compute capability {architecture / 10}, {least} is the least"
+    return None
+
+
+def find_architecture(device: str) -> int:
+    """Return the compute capability of a device, 90 for 9.0."""
+    from crisscross.gpu.cupy_engine import find_limits
+
+    return find_limits(find_index(device)).architecture
+
+
+def find_index(device: str) -> int:
+    """Return the number of a device named "cuda:0"."""
+    return int(device.removeprefix("cuda:"))
+
+
+@contextmanager
+def open_device(device: str, stream: int | None, make: Make | None) -> Iterator[GpuBackend]:
+    """Work on a device and stream until the block is left; nothing waits for the device.
+
+    Parameters
+    ----------
+    device
+        "cuda:0", for instance.
+    stream
+        A CUDA stream; None for CuPy's current one of the device.
+    make
+        What makes arrays, scratch included; None for CuPy.
+    """
+    from crisscross.gpu.cupy_engine import open_engine
+
+    with open_engine(find_index(device), stream, make) as engine:
+        yield GpuBackend(engine)

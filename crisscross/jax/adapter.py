@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from crisscross.bridge.capsule import Retagged, import_bfloat16, import_shared
+from crisscross.bridge.foreign import find_maker, find_stream, hold
 from crisscross.bridge.memory import ALIGNMENT
 from crisscross.dispatch import Description, Obstacle, ObstacleError
 from crisscross.problem import ArraySpec
+
+__all__ = ["describe", "find_maker", "find_stream", "from_numpy", "hold", "take", "to_numpy"]
 
 
 def describe(array: Any) -> Description | None:
@@ -64,6 +67,10 @@ def from_numpy(array: np.ndarray, _like: Any) -> jax.Array:
     if array.dtype.name == "bfloat16":
         return jnp.from_dlpack(Retagged.of_bfloat16(array))
     return jnp.from_dlpack(array)
+
+
+def take(owner: Any, _like: Any) -> jax.Array:
+    return jnp.from_dlpack(owner)
 
 
 def _is_compact(array: np.ndarray) -> bool:

@@ -21,7 +21,8 @@ _AUTOMATIC = ("gpu", "cpu")
 class Backend(Protocol):
     """Fill the outputs from the inputs; everything has been checked and allocated.
 
-    Inputs are never written to. Outputs come uninitialised and may have any strides.
+    Inputs are never written to. Outputs come uninitialised and may have any strides. The arrays of
+    the CUDA backend are `View`s.
     """
 
     def attention_forward(
@@ -136,7 +137,7 @@ def find_refusal(backend: str, device: str) -> str | None:
             return f"it serves arrays in CUDA memory, and these are on {device}"
         from crisscross.gpu import find_unavailability
 
-        return find_unavailability()
+        return find_unavailability(device)
     if device != "cpu":
         return f"it serves arrays in CPU memory, and these are on {device}"
     return None

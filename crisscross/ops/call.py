@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from crisscross.bridge import allocate, describe, give_back, name_dtype, share
-from crisscross.dispatch import adapter_of, kind_of, library_of
+from crisscross.bridge import allocate, describe, give_back, hold, name_dtype, share, take
+from crisscross.dispatch import Adapter, Held, adapter_of, kind_of, library_of
 from crisscross.errors import Fault
 from crisscross.ops.backends import Backend, Choice, check_backend, choose_backend, load_backend
 from crisscross.problem import ArraySpec, Findings
+from crisscross.view import find_strides
 
-Views = Mapping[str, np.ndarray]
+#: NumPy arrays on the CPU, `View`s on a device.
+Views = Mapping[str, Any]
 
 
 class Output(NamedTuple):
@@ -64,12 +66,12 @@ class Call:
             expected = f"{self._device} like {self._leader}"
             self.findings.add(f"{name}.device", expected, str(description.device))
 
-    def _hold_to_spec(self, name: str, view: np.ndarray) -> None:
+    def _hold_to_spec(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
         """Report memory that is not what its owner said of it."""
         spec = self.specs[name]
-        if spec is not None and (view.shape, name_dtype(view.dtype)) != (spec.shape, spec.dtype):
+        if spec is not None and (shape, dtype) != (spec.shape, spec.dtype):
             expected = f"the {spec.dtype} {spec.shape} that the array tells of itself"
-            got = f"{view.dtype.name} {view.shape} from its __dlpack__"
+            got = f"{dtype} {shape} from its __dlpack__"
             self.findings.add(name, expected, got, Fault.MEMORY)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
@@ -99,11 +101,13 @@ class Call:
         kind = kind_of(self._example)
         assert kind is not None  # the problem was checked, so there is an array
         adapter = adapter_of(kind)
+        if choice.backend == "gpu":
+            return self._fill_on_device(outputs, run, adapter)
         views: dict[str, np.ndarray] = {}
         for name, array in self.arrays.items():
             view = share(self.findings, name, array, adapter)
             if view is not None:
-                self._hold_to_spec(name, view)
+                self._hold_to_spec(name, view.shape, name_dtype(view.dtype))
                 views[name] = view
         self.findings.raise_if_any()
         for output in outputs:
@@ -117,8 +121,40 @@ class Call:
         self.findings.raise_if_any()
         return tuple(results)
 
+    def _fill_on_device(
+        self, outputs: Sequence[Output], run: Callable[[Backend, Views], None], adapter: Adapter
+    ) -> tuple[Any, ...]:
+        """Do what `fill` does in the memory of a device, on the caller's stream."""
+        from crisscross import gpu
 
-def _numpy_dtype(output: Output, views: Views) -> np.dtype[Any]:
+        example = self._example
+        stream, make = adapter.find_stream(example), adapter.find_maker(example)
+        with gpu.open_device(self.device, stream, make) as backend:
+            engine = backend.engine
+            all_held: dict[str, Held] = {}
+            for name, array in self.arrays.items():
+                held = hold(self.findings, name, array, adapter, engine.stream)
+                if held is not None:
+                    self._hold_to_spec(name, held.view.shape, held.view.dtype)
+                    all_held[name] = held
+            self.findings.raise_if_any()
+            for held in all_held.values():
+                if held.stream is not None:
+                    engine.wait_for(held.stream)
+            for output in outputs:
+                like = None if output.like is None else all_held[output.like].view
+                strides = find_strides(output.shape, like)
+                all_held[output.name] = engine.make(output.shape, strides, output.dtype)
+            run(cast(Backend, backend), {name: held.view for name, held in all_held.items()})
+            results = [
+                take(self.findings, output.name, all_held[output.name].owner, adapter, example)
+                for output in outputs
+            ]
+        self.findings.raise_if_any()
+        return tuple(results)
+
+
+def _numpy_dtype(output: Output, views: Mapping[str, np.ndarray]) -> np.dtype[Any]:
     # bfloat16 is no name to NumPy itself, but an input of that dtype carries it along.
     if output.like is not None and name_dtype(views[output.like].dtype) == output.dtype:
         return views[output.like].dtype

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from crisscross import gpu
 from crisscross.cpu.plan import describe_plan
 from crisscross.dispatch import library_of
 from crisscross.ops.backends import Choice
@@ -122,7 +123,7 @@ def explain(
         backend=choice.backend,
         reason=choice.reason,
         refusals=choice.refusals,
-        algorithm=_name_algorithm(choice, problem),
+        algorithm=_name_algorithm(choice, problem, call.device),
         precision=_name_precision(choice, problem),
         library=library_of(q),
         device=call.device,
@@ -130,7 +131,10 @@ def explain(
     )
 
 
-def _name_algorithm(choice: Choice, problem: AttentionProblem) -> str:
+def _name_algorithm(choice: Choice, problem: AttentionProblem, device: str) -> str:
+    if choice.backend == "gpu":
+        with gpu.open_device(device, None, None) as backend:
+            return gpu.describe_plan(problem, backend.engine.limits)
     if choice.backend == "reference":
         return "the definition, position by position; slow"
     return describe_plan(problem)

@@ -4,19 +4,24 @@ Energies and sums are float32 (float64 for float64); the weights, their gradient
 are rounded to the dtype; delta comes from the rounded out.
 
 That leaves open in which order sums are taken and which way a rounding falls, and on a problem of
-a few elements one evaluation may be right by luck. So the baseline is a handful of evaluations,
-all legitimate: the first as it comes; the others in random orders, with computed values moved by
-up to one unit in the last place, as another order would; half of them with the weights kept wide,
-as kernels without tensor cores do. The error allowed for is the largest of theirs.
+a few elements one evaluation may be right by luck. So the baseline is a handful of evaluations, the
+more the fewer elements there are, all legitimate: the first as it comes; the others in random
+orders, with computed values moved by up to one unit in the last place, as another order would; half
+of them with the weights kept wide, as kernels without tensor cores do. The error allowed for is the
+largest of theirs.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from crisscross.problem import AttentionProblem, split_heads
 
 _EVALUATIONS = 4
+#: Values of lse that are evaluated at the least, in all evaluations together.
+_FEWEST_VALUES = 16
 
 
 class _Arithmetic:
@@ -25,7 +30,7 @@ class _Arithmetic:
     def __init__(self, problem: AttentionProblem, dtype: np.dtype, evaluation: int) -> None:
         self.dtype, self.compute = dtype, np.dtype(problem.compute_dtype)
         self._rng = None if evaluation == 0 else np.random.default_rng(evaluation)
-        self._wide = evaluation >= _EVALUATIONS // 2
+        self._wide = evaluation % _EVALUATIONS >= _EVALUATIONS // 2
         self._positions = tuple(self._order(size) for size in problem.spatial)
         self._channels = {
             size: self._order(size) for size in (problem.head_size_qk, problem.head_size_v)
@@ -180,11 +185,14 @@ def _evaluate(
 def compute_baselines(
     problem: AttentionProblem,
     arrays: dict[str, np.ndarray | None],
-    evaluations: int = _EVALUATIONS,
+    evaluations: int | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Return several evaluations of out, lse, dq, dk and dv by the plain formula.
 
     `arrays` holds q, k, v, dout, and dlse and key_mask or None in their place.
     """
+    if evaluations is None:
+        values = math.prod(problem.lse_shape)
+        evaluations = max(_EVALUATIONS, _FEWEST_VALUES // max(values, 1))
     with np.errstate(all="ignore"):
         return [_evaluate(problem, arrays, evaluation) for evaluation in range(evaluations)]

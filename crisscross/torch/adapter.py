@@ -9,8 +9,9 @@ import torch
 from torch.autograd.forward_ad import unpack_dual
 
 from crisscross.bridge.capsule import numpy_bfloat16
-from crisscross.dispatch import Description, Obstacle, ObstacleError
+from crisscross.dispatch import Description, Held, Make, Obstacle, ObstacleError
 from crisscross.problem import ArraySpec
+from crisscross.view import View
 
 
 def describe(array: Any) -> Description | None:
@@ -104,3 +105,29 @@ def from_numpy(array: np.ndarray, _like: Any) -> torch.Tensor:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def find_stream(array: torch.Tensor) -> int:
+    stream: int = torch.cuda.current_stream(array.device).cuda_stream
+    return stream
+
+
+def hold(array: torch.Tensor, _stream: int) -> Held:
+    return Held(_view(array), array)
+
+
+def _view(tensor: torch.Tensor) -> View:
+    shape, strides = tuple(tensor.shape), tensor.stride()
+    return View(tensor.data_ptr(), shape, strides, _name_dtype(tensor))
+
+
+def find_maker(like: torch.Tensor) -> Make:
+    def make(shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> Held:
+        made = torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=like.device)
+        return Held(_view(made), made)
+
+    return make
+
+
+def take(owner: torch.Tensor, _like: Any) -> torch.Tensor:
+    return owner

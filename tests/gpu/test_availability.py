@@ -30,7 +30,12 @@ ONE = {"cupy-cuda12x": "14.0"}
 @pytest.mark.parametrize(
     ("found", "count", "reason"),
     [
-        ({}, 1, "CuPy is not installed"),
+        (
+            {},
+            1,
+            "CuPy is not installed: pip install 'crisscross-attention[cuda12]', or [cuda13], after "
+            "the CUDA version of the driver",
+        ),
         (
             {**ONE, "cupy-cuda13x": "14.0"},
             1,
@@ -49,8 +54,16 @@ ONE = {"cupy-cuda12x": "14.0"}
 )
 def test_the_reason(monkeypatch, found, count, reason):
     install(monkeypatch, found, count)
+    monkeypatch.setattr(gpu, "find_architecture", lambda _device: 70)
     assert gpu.find_device_problem() == reason
-    assert gpu.find_unavailability() == "this version has no CUDA kernels yet"
+    assert gpu.find_unavailability("cuda:0") == reason
+
+
+def test_a_device_that_is_too_old(monkeypatch):
+    install(monkeypatch, ONE, 2)
+    monkeypatch.setattr(gpu, "find_architecture", {"cuda:1": 61}.get)
+    expected = "cuda:1 has compute capability 6.1, 7.0 is the least"
+    assert gpu.find_unavailability("cuda:1") == expected
 
 
 def test_a_cupy_that_does_not_import(monkeypatch):

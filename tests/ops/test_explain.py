@@ -7,6 +7,7 @@ import pytest
 
 import crisscross
 import crisscross.ops.call
+from crisscross import gpu
 from crisscross.ops import backends
 from crisscross.testing import attention_cases, attention_problems, make_case
 from tests.support.properties import law
@@ -76,10 +77,10 @@ def test_what_runs_is_what_it_tells(monkeypatch, backend):
     assert loaded == [crisscross.explain(Q, Q, V, backend=backend).backend]
 
 
-class ndarray:  # noqa: N801 - CuPy's own name, by which it is recognised
+class Elsewhere:
     """What an array in CUDA memory shows of itself without being read."""
 
-    __module__ = "cupy"
+    __module__ = "elsewhere"
     shape, dtype = Q.shape, Q.dtype
 
     def __dlpack_device__(self):
@@ -89,29 +90,30 @@ class ndarray:  # noqa: N801 - CuPy's own name, by which it is recognised
         raise AssertionError("memory was asked for before a backend was found")
 
 
-def test_cuda_arrays_get_a_reason():
-    array = ndarray()
+def test_cuda_arrays_get_a_reason(monkeypatch):
+    monkeypatch.setattr(gpu, "find_unavailability", lambda device: f"{device} is on holiday")
+    array = Elsewhere()
     with pytest.raises(crisscross.BackendError) as caught:
         crisscross.criss_cross_attention(array, array, array)
     message = str(caught.value)
-    assert "gpu: this version has no CUDA kernels yet" in message
+    assert "gpu: cuda:0 is on holiday" in message
     assert "cpu: it serves arrays in CPU memory, and these are on cuda:0" in message
 
 
 def test_arrays_of_two_libraries_are_named():
     with pytest.raises(
-        TypeError, match=r"k: expected an array of cupy like q, got an array of numpy"
+        TypeError, match=r"k: expected an array of elsewhere like q, got an array of numpy"
     ):
-        crisscross.criss_cross_attention(ndarray(), Q, Q)
+        crisscross.criss_cross_attention(Elsewhere(), Q, Q)
 
 
 def test_arrays_on_two_devices_are_named():
-    class Elsewhere(ndarray):
+    class Further(Elsewhere):
         def __dlpack_device__(self):
             return (2, 1)
 
     with pytest.raises(ValueError, match=r"v\.device: expected cuda:0 like q, got cuda:1"):
-        crisscross.criss_cross_attention(ndarray(), ndarray(), Elsewhere())
+        crisscross.criss_cross_attention(Elsewhere(), Elsewhere(), Further())
 
 
 ON = "threads, BLAS held to one under each"

@@ -1,0 +1,112 @@
+"""The devices that kernel tests run on: the emulator, and a GPU under the mark `gpu`."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+import crisscross.ops.call
+from crisscross import gpu
+from crisscross.bridge import native
+from crisscross.dispatch import Held
+from crisscross.ops.backends import Choice, choose_backend
+from tests.emulator.launch import Schedule
+from tests.emulator.memory import place
+from tests.kernels.emulated import EmulatedArray, EmulatorEngine
+
+
+class EmulatedDevice:
+    """The emulator in place of a GPU."""
+
+    def __init__(self) -> None:
+        self.engine = EmulatorEngine(schedule=Schedule.SHUFFLED, seed=1)
+
+    @contextmanager
+    def open(self, _device: str, stream: int | None, make: Any) -> Iterator[gpu.GpuBackend]:
+        assert stream is None and make is None
+        yield gpu.GpuBackend(self.engine)
+
+    @staticmethod
+    def copy_in(array: np.ndarray) -> EmulatedArray:
+        return EmulatedArray(place(array))
+
+    @staticmethod
+    def hold(array: np.ndarray, _stream: int) -> Held:
+        copy = EmulatedArray(place(array))
+        return Held(copy.view, copy)
+
+    @staticmethod
+    def take(owner: EmulatedArray, _like: Any) -> np.ndarray:
+        return owner.array
+
+
+class CupyDevice:
+    """The current GPU."""
+
+    @staticmethod
+    def open(_device: str, stream: int | None, make: Any) -> Any:
+        return gpu.open_device("cuda:0", stream, make)
+
+    @staticmethod
+    def copy_in(array: np.ndarray) -> Any:
+        """Copy an array to memory of its extent, strides and all."""
+        import cupy
+
+        low, high = np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
+        memory = cupy.full(max(high - low, 1), 0xFF, cupy.uint8)
+        first = array.ctypes.data - low if array.size else 0
+        copy = cupy.ndarray(array.shape, array.dtype, memory.data + first, array.strides)
+        copy[...] = cupy.asarray(np.ascontiguousarray(array))
+        return copy
+
+    def hold(self, array: np.ndarray, stream: int) -> Held:
+        from crisscross.gpu import cupy_arrays
+
+        return cupy_arrays.hold(self.copy_in(array), stream)
+
+    @staticmethod
+    def take(owner: Any, _like: Any) -> np.ndarray:
+        result: np.ndarray = owner.get()
+        return result
+
+
+def _choose(function: str, _device: str, backend: str | None) -> Choice:
+    """Choose the kernels for every array, unless another backend is asked for."""
+    return Choice("gpu", "", ()) if backend is None else choose_backend(function, "cpu", backend)
+
+
+@pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> EmulatedDevice | CupyDevice:
+    """Let the kernels serve NumPy arrays, which are copied to a device and back."""
+    if request.param == "gpu" and (problem := gpu.find_device_problem()) is not None:
+        pytest.skip(problem)
+    found = EmulatedDevice() if request.param == "emulator" else CupyDevice()
+    open_device = found.open
+    monkeypatch.setattr(crisscross.ops.call, "choose_backend", _choose)
+    monkeypatch.setattr(native, "find_stream", lambda _array: None, raising=False)
+    monkeypatch.setattr(native, "find_maker", lambda _like: None, raising=False)
+    monkeypatch.setattr(native, "hold", found.hold, raising=False)
+    monkeypatch.setattr(native, "take", found.take, raising=False)
+    if request.param == "emulator":
+        monkeypatch.setattr(gpu, "open_device", open_device)
+    return found
+
+
+@pytest.fixture
+def emulated_device(monkeypatch: pytest.MonkeyPatch) -> EmulatedDevice:
+    """Stand the emulator in for CUDA devices, and for its arrays a library."""
+    found = EmulatedDevice()
+    package = types.ModuleType("emulated")
+    package.from_dlpack = lambda array: array
+    monkeypatch.setitem(sys.modules, "emulated", package)
+    monkeypatch.setattr(gpu, "open_device", found.open)
+    monkeypatch.setattr(gpu, "find_unavailability", lambda _device: None)
+    return found
