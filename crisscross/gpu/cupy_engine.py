@@ -16,7 +16,7 @@ from crisscross.kernels.engine import Limits
 
 #: Shared memory that a kernel may have without asking.
 _SHARED_BYTES_UNASKED = 48 << 10
-_OPTIONS = ("-std=c++17",)
+OPTIONS = ("-std=c++17",)
 
 
 class CupyEngine:
@@ -95,7 +95,7 @@ def _compile(
 ) -> Any:
     """Compile for the current device, once each; CuPy keeps the result on disk too."""
     assert index == cupy.cuda.runtime.getDevice()
-    compiled = cupy.RawKernel(source, kernel, options=(*_OPTIONS, *options))
+    compiled = cupy.RawKernel(source, kernel, options=(*OPTIONS, *options))
     compiled.compile()
     if shared_bytes > _SHARED_BYTES_UNASKED:
         compiled.max_dynamic_shared_size_bytes = shared_bytes

@@ -183,7 +183,7 @@ def attention_backward(
     rounded in between.
     """
     several = len(problem.axes) > 2
-    gradient_dtype = problem.compute_dtype if several else problem.dtype
+    partial_dtype = problem.compute_dtype if several else problem.dtype
     for group in _find_groups(engine, problem, 4):
         shape = (group.count, *problem.lse_shape[1:])
         arrays: dict[str, View | None] = {
@@ -197,7 +197,7 @@ def attention_backward(
         }
         targets, finishers = {}, []
         for name, gradient in (("dq", dq), ("dk", dk), ("dv", dv)):
-            targets[name], finish = group.write(name, gradient, gradient_dtype)
+            targets[name], finish = group.write(name, gradient, partial_dtype)
             finishers.append(finish)
         for turn, axis in enumerate(problem.axes):
             tile = select(problem.dtype, problem.spatial[axis], engine.limits).tile
@@ -211,7 +211,7 @@ def attention_backward(
                     given["dlse"] = None if dlse is None else group.cut(dlse)
                 launch_strips(
                     engine,
-                    configure(kernel, problem.dtype, tile, gradient_dtype=gradient_dtype),
+                    configure(kernel, problem.dtype, tile, partial_dtype=partial_dtype),
                     axis,
                     given,
                     {**_find_scalars(problem, turn), "adds": turn > 0},

@@ -21,7 +21,7 @@ def all_configurations() -> Iterator[Configuration]:
             yield configure("strip_forward", dtype, row.tile)
             for kernel in STRIP_KERNELS[1:]:
                 for target in targets:
-                    yield configure(kernel, dtype, row.tile, gradient_dtype=target)
+                    yield configure(kernel, dtype, row.tile, partial_dtype=target)
         for target in targets:
             yield configure_copy(target, dtype)
             yield configure_merge(dtype, target)

@@ -72,14 +72,15 @@ class Configuration:
         Of the arrays' elements.
     tile
         The shape of a block's work, for kernels that are made of tiles.
-    gradient_dtype
-        What gradients are summed in from axis to axis, for the kernels that write them.
+    partial_dtype
+        Of results that are not the last, where kernels have such: the dtype of the elements, or,
+        where many are summed, the one that is computed in.
     """
 
     kernel: str
     dtype: str
     tile: Tile | None = None
-    gradient_dtype: str | None = None
+    partial_dtype: str | None = None
 
     @property
     def source(self) -> str:
@@ -90,8 +91,8 @@ class Configuration:
         """The macros that the source is compiled with."""
         bits, is_bfloat = _ELEMENTS[self.dtype]
         found = {"ELEMENT_BITS": bits, "ELEMENT_IS_BFLOAT": is_bfloat}
-        if self.gradient_dtype is not None:
-            found["GRADIENT_IS_COMPUTE"] = int(self.gradient_dtype != self.dtype)
+        if self.partial_dtype is not None:
+            found["PARTIAL_IS_COMPUTE"] = int(self.partial_dtype != self.dtype)
         if self.tile is not None:
             tile = self.tile
             found |= {
@@ -122,6 +123,6 @@ class Configuration:
         parts: list[Any] = [self.kernel, self.dtype]
         if self.tile is not None:
             parts.append(str(self.tile))
-        if self.gradient_dtype is not None and self.gradient_dtype != self.dtype:
-            parts.append(f"gradients in {self.gradient_dtype}")
+        if self.partial_dtype is not None and self.partial_dtype != self.dtype:
+            parts.append(f"partial results in {self.partial_dtype}")
         return ", ".join(parts)

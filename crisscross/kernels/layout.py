@@ -13,7 +13,7 @@ _EDGE, _THREADS = 32, 256  # as in copy_features.cu
 
 def configure_copy(from_dtype: str, to_dtype: str) -> Configuration:
     """Return the configuration that copies, and rounds where the dtypes differ."""
-    return Configuration("copy_features", to_dtype, gradient_dtype=from_dtype)
+    return Configuration("copy_features", to_dtype, partial_dtype=from_dtype)
 
 
 def copy_features(engine: Engine, source: View, target: View) -> None:

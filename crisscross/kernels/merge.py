@@ -18,7 +18,7 @@ _ROWS, _THREADS = 32, 256  # as in merge.cu
 
 def configure_merge(dtype: str, target_dtype: str) -> Configuration:
     """Return the configuration that merges parts of a dtype into an array of another."""
-    return Configuration("merge", dtype, gradient_dtype=target_dtype)
+    return Configuration("merge", dtype, partial_dtype=target_dtype)
 
 
 def merge(

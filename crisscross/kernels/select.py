@@ -103,9 +103,9 @@ def select(dtype: str, length: int, limits: Limits) -> Selection:
 
 
 def configure(
-    kernel: str, dtype: str, tile: Tile, *, gradient_dtype: str | None = None
+    kernel: str, dtype: str, tile: Tile, *, partial_dtype: str | None = None
 ) -> Configuration:
     """Put together the configuration of one of `STRIP_KERNELS`."""
     if kernel == "strip_forward":
         return Configuration(kernel, dtype, tile)
-    return Configuration(kernel, dtype, tile, gradient_dtype or dtype)
+    return Configuration(kernel, dtype, tile, partial_dtype or dtype)

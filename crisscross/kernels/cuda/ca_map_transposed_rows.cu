@@ -6,19 +6,18 @@ constexpr int own_keys = 4;
 static_assert(own_keys * own_channels == 32, "a result for each lane, in the end");
 
 // Sum each of 32 values over the lanes; lane i is left with the sum of the values i. Each step halves
-// the values: half of the lanes go on with the one half of them, half with the other.
+// the values: half of the lanes go on with the one half of them, half with the other. A template, for
+// values stay in registers only where each index is known to the compiler.
+template <int half = 16>
 __device__ __forceinline__ Compute sum_each(Compute (&values)[32]) {
-  const int lane = threadIdx.x % 32;
+  const bool is_upper = threadIdx.x & half;
 #pragma unroll
-  for (int half = 16; half; half /= 2) {
-    const bool is_upper = lane & half;
-#pragma unroll
-    for (int i = 0; i < half; i++) {
-      const Compute kept = is_upper ? values[i + half] : values[i];
-      const Compute given = is_upper ? values[i] : values[i + half];
-      values[i] = kept + __shfl_xor_sync(0xffffffffu, given, half);
-    }
+  for (int i = 0; i < half; i++) {
+    const Compute kept = is_upper ? values[i + half] : values[i];
+    const Compute given = is_upper ? values[i] : values[i + half];
+    values[i] = kept + __shfl_xor_sync(0xffffffffu, given, half);
   }
+  if constexpr (half > 1) return sum_each<half / 2>(values);
   return values[0];
 }
 

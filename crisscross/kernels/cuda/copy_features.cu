@@ -13,11 +13,11 @@ struct Copy {
 };
 
 extern "C" __global__ void __launch_bounds__(threads, 1) copy_features(const __grid_constant__ Copy a) {
-  __shared__ Gradient tile[edge][edge + 1];  // columns in different banks, too
+  __shared__ Partial tile[edge][edge + 1];  // columns in different banks, too
   const Place place(a.strips, blockIdx.x / a.channel_tiles, edge);
   const int first_row = place.first_row, length = a.strips.length;
   const int first_channel = blockIdx.x % a.channel_tiles * edge;
-  const Strip<const Gradient> from(a.from, place);
+  const Strip<const Partial> from(a.from, place);
   const Strip<Element> to(a.to, place);
   const int lane = threadIdx.x % edge;
 

@@ -18,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1) merge(const __grid_cons
   const Place place(a.strips, blockIdx.x, rows);
   const int first_row = place.first_row, length = a.strips.length;
   const Strip<const Compute> carried(a.carried, place);
-  const Strip<Gradient> out(a.out, place);
+  const Strip<Partial> out(a.out, place);
   const Strip<Compute> lse(a.lse, place);
 
   const int own = first_row + threadIdx.x;

@@ -22,11 +22,11 @@ using Compute = double;
 #endif
 __device__ __forceinline__ Compute widen(Compute x) { return x; }
 __device__ __forceinline__ void narrow(Compute x, Compute& to) { to = x; }
-// What gradients are summed in from axis to axis.
-#if GRADIENT_IS_COMPUTE
-using Gradient = Compute;
+// What is kept of a result that is not the last: Element, or Compute where many are summed.
+#if PARTIAL_IS_COMPUTE
+using Partial = Compute;
 #else
-using Gradient = Element;
+using Partial = Element;
 #endif
 
 // NVRTC has no INFINITY.

@@ -29,7 +29,7 @@ __device__ __forceinline__ Weight find_weight(const Backward& a, Compute product
 }
 
 // Write gradients, or add them to those of the axes before.
-__device__ __forceinline__ void write_gradients(const Strip<Gradient>& to,
+__device__ __forceinline__ void write_gradients(const Strip<Partial>& to,
                                                 const Compute (&results)[own_rows][own_channels],
                                                 Compute factor, int first_row, int length,
                                                 int channel, int size, bool adds) {

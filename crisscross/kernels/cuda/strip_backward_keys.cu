@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
   const Strip<const Element> q(a.q, place), k(a.k, place), v(a.v, place), dout(a.dout, place);
   const Strip<const unsigned char> mask(a.mask, place);
   const Strip<const Compute> lse(a.lse, place), delta(a.delta, place);
-  const Strip<Gradient> dk(a.dk, place), dv(a.dv, place);
+  const Strip<Partial> dk(a.dk, place), dv(a.dv, place);
 
   for (int i = threadIdx.x; i < ROWS; i += threads)
     memory.row_is_there[i] =
@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
   // First dv with the weights, then dk with the gradients of the energies.
 #pragma unroll 1
   for (int turn = 0; turn < 2; turn++) {
-    const Strip<const Element> matrix = turn == 0 ? dout : q;
+    const Strip<const Element> matrix = choose(turn == 0, dout, q);
     const int size = turn == 0 ? a.head_size_v : a.head_size_qk;
 #pragma unroll 1
     for (int channel = 0; channel < size; channel += CHANNELS) {
@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
         if (!memory.row_is_there[own_row(i)])
 #pragma unroll
           for (int j = 0; j < own_channels; j++) results[i][j] = 0;
-      write_gradients(turn == 0 ? dv : dk, results, turn == 0 ? 1 : a.scale, first_row, length,
+      write_gradients(choose(turn == 0, dv, dk), results, turn == 0 ? 1 : a.scale, first_row, length,
                       channel, size, a.adds);
     }
   }

@@ -13,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
   const Strip<const unsigned char> mask(a.mask, place);
   const Strip<const Compute> dlse(a.dlse, place), lse(a.lse, place);
   const Strip<Compute> delta(a.delta, place);
-  const Strip<Gradient> dq(a.dq, place);
+  const Strip<Partial> dq(a.dq, place);
 
   for (int i = threadIdx.x; i < ROWS; i += threads)
     memory.row_is_there[i] = is_inside(first_row + i, length);

@@ -45,9 +45,17 @@ struct Strip {
     for (int i = 0; i < 4; i++) offset += place.outer[i] * array.outer[i];
     data = static_cast<T*>(array.data) + offset;
   }
+  __device__ Strip(T* data, long long position, long long channel)
+      : data(data), position(position), channel(channel) {}
   __device__ explicit operator bool() const { return data != nullptr; }
   __device__ T& at(long long row) const { return data[row * position]; }
   __device__ T& at(long long row, long long column) const {
     return data[row * position + column * channel];
   }
 };
+
+// Choose field by field: of two structures one would be chosen by its address, out of local memory.
+template <class T>
+__device__ __forceinline__ Strip<T> choose(bool first, const Strip<T>& a, const Strip<T>& b) {
+  return {first ? a.data : b.data, first ? a.position : b.position, first ? a.channel : b.channel};
+}

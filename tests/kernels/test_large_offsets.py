@@ -1,0 +1,128 @@
+"""Elements more than 2^31 apart: memory that is reserved, and touched where the elements are."""
+
+from __future__ import annotations
+
+import math
+import mmap
+
+import numpy as np
+import pytest
+
+from crisscross import reference
+from crisscross.kernels import attention, ccnet
+from crisscross.kernels.merge import merge
+from crisscross.problem import MapProblem, MergeProblem
+from crisscross.testing import assert_matches_reference, make_case
+from crisscross.view import View
+from tests.kernels.emulated import EmulatorEngine
+
+FAR = 2**31 + 24
+_NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
+
+
+def spread(array, axis):
+    """Copy an array to where the indices of one axis lie more than 2^31 elements apart."""
+    strides = [stride // 8 * array.itemsize for stride in np.empty(array.shape, "f8").strides]
+    if array.shape[axis] > 1:
+        strides[axis] = FAR * array.itemsize
+    extent = sum((n - 1) * stride for n, stride in zip(array.shape, strides, strict=True))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+    memory = mmap.mmap(-1, extent + array.itemsize, flags=flags)
+    far = np.ndarray(array.shape, array.dtype, memory, strides=strides)
+    far[...] = array
+    return far
+
+
+def view(array):
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    return View(array.ctypes.data, array.shape, strides, array.dtype.name)
+
+
+def empty(shape, dtype):
+    return np.full(shape, np.nan, dtype)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("axis", range(4), ids=["batch", "channel", "row", "column"])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_attention(monkeypatch, dtype, axis, packs):
+    if not packs:
+        monkeypatch.setattr(attention, "is_direct", lambda *_: True)
+    case = make_case((2, 3), batch=2, heads=2, head_size_v=3, masked=True, dtype=dtype)
+    problem = case.problem
+    arrays = {name: spread(getattr(case, name), axis) for name in ("q", "k", "v", "dout", "dlse")}
+    arrays["key_mask"] = spread(case.key_mask, {0: 0, 2: 1, 3: 2}.get(axis, 0))
+    for name, like in {"out": case.v, "dq": case.q, "dk": case.k, "dv": case.v}.items():
+        arrays[name] = spread(empty(like.shape, like.dtype), axis)
+    arrays["lse"] = spread(empty(problem.lse_shape, problem.compute_dtype), axis)
+    views = {name: view(array) for name, array in arrays.items()}
+    names = ("q", "k", "v", "key_mask", "out", "lse")
+    attention.attention_forward(EmulatorEngine(), problem, **{name: views[name] for name in names})
+    attention.attention_backward(EmulatorEngine(), problem, **views)
+    results = {name: arrays[name].copy() for name in ("out", "lse", "dq", "dk", "dv")}
+    assert_matches_reference(case, **results)
+
+
+@pytest.mark.parametrize("axis", range(4), ids=["batch", "channel", "row", "column"])
+def test_merge(axis):
+    rng = np.random.default_rng(0)
+    outs = [rng.standard_normal((2, 4, 2, 3)) for _ in range(10)]
+    lses = [rng.standard_normal((2, 2, 2, 3)) for _ in range(10)]
+    exact, exact_lse = np.empty(outs[0].shape), np.empty(lses[0].shape)
+    problem = MergeProblem(10, 2, 1, "float64", exact.shape, exact_lse.shape)
+    reference.merge(problem, outs=outs, lses=lses, out=exact, lse=exact_lse)
+    far = [[spread(array, axis) for array in arrays] for arrays in (outs, lses)]
+    out, lse = spread(empty(exact.shape, "f8"), axis), spread(empty(exact_lse.shape, "f8"), axis)
+    merge(
+        EmulatorEngine(),
+        problem,
+        outs=[view(array) for array in far[0]],
+        lses=[view(array) for array in far[1]],
+        out=view(out),
+        lse=view(lse),
+    )
+    np.testing.assert_allclose(out, exact, rtol=1e-12)
+    np.testing.assert_allclose(lse, exact_lse, rtol=1e-12)
+
+
+FEATURES, MAP, PORTED = (2, 2, 2, 3), (2, 4, 2, 3), (2, 2, 3, 5)
+OPERATIONS = {
+    "ca_weight": ({"q": FEATURES, "k": FEATURES}, {"energy": MAP}),
+    "ca_weight_backward": (
+        {"denergy": MAP, "q": FEATURES, "k": FEATURES},
+        {"dq": FEATURES, "dk": FEATURES},
+    ),
+    "ca_softmax": ({"energy": MAP}, {"attention": MAP}),
+    "ca_softmax_backward": ({"dattention": MAP, "attention": MAP}, {"denergy": MAP}),
+    "ca_map": ({"attention": MAP, "v": FEATURES}, {"out": FEATURES}),
+    "ca_map_backward": (
+        {"dout": FEATURES, "attention": MAP, "v": FEATURES},
+        {"dattention": MAP, "dv": FEATURES},
+    ),
+    "to_port_layout": ({"weights": MAP}, {"ported": PORTED}),
+    "from_port_layout": ({"ported": PORTED}, {"weights": MAP}),
+}
+
+
+@pytest.mark.parametrize("axis", range(4))
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_ccnet(name, axis):
+    given, made = OPERATIONS[name]
+    rng = np.random.default_rng(0)
+    inputs = {key: rng.standard_normal(shape) for key, shape in given.items()}
+    exact = {key: np.empty(shape) for key, shape in made.items()}
+    options = {"self_value": -1.0} if name == "to_port_layout" else {}
+    problem = MapProblem(2, 2, 3, "float64")
+    getattr(reference, name)(problem, **inputs, **exact, **options)
+    far = {key: spread(array, axis) for key, array in inputs.items()}
+    outputs = {key: spread(empty(shape, "f8"), axis) for key, shape in made.items()}
+    views = {key: view(array) for key, array in {**far, **outputs}.items()}
+    getattr(ccnet, name)(EmulatorEngine(), problem, **views, **options)
+    for key, array in outputs.items():
+        np.testing.assert_allclose(array, exact[key], rtol=1e-12, atol=1e-12)
+
+
+def test_that_elements_are_far_apart():
+    far = spread(np.zeros((2, 3), np.float16), 0)
+    assert far.strides[0] // far.itemsize > 2**31
+    assert math.prod(far.shape) == 6
