@@ -15,7 +15,7 @@ from crisscross.bridge.capsule import numpy_bfloat16
 from crisscross.dispatch import Held
 from crisscross.kernels.engine import Limits
 from crisscross.view import View
-from tests.emulator.build import Source, default_mode
+from tests.emulator.build import Mode, Source, default_mode
 from tests.emulator.launch import Module, Result, Schedule
 from tests.emulator.memory import allocate
 
@@ -94,8 +94,8 @@ def _make_capsule(owner: EmulatedArray) -> Any:
 
 
 @cache
-def load(name: str, text: str, options: tuple[str, ...]) -> Module:
-    return Module(Source(text, name=name, options=options, mode=default_mode()))
+def load(name: str, text: str, options: tuple[str, ...], mode: Mode) -> Module:
+    return Module(Source(text, name=name, options=options, mode=mode))
 
 
 @dataclass
@@ -106,6 +106,7 @@ class EmulatorEngine:
     schedule: Schedule = Schedule.ASCENDING
     seed: int = 0
     stream: int = STREAM
+    mode: Mode = field(default_factory=default_mode)
     launches: list[str] = field(default_factory=list)
     arguments: list[np.ndarray] = field(default_factory=list)
     made: list[int] = field(default_factory=list)
@@ -113,7 +114,7 @@ class EmulatorEngine:
 
     def compile(self, source: str, kernel: str, options: tuple[str, ...], shared_bytes: int) -> Any:
         assert shared_bytes <= self.limits.shared_bytes
-        return load(f"{kernel}.cu", source, options), kernel
+        return load(f"{kernel}.cu", source, options, self.mode), kernel
 
     def launch(
         self, kernel: Any, grid: int, block: int, argument: np.ndarray, shared_bytes: int

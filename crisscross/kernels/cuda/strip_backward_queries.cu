@@ -28,8 +28,14 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
     if (out) {
       Compute sum = 0;
       if (is_row)
-        for (int channel = own_column(0); channel < a.head_size_v; channel += THREAD_COLUMNS)
-          sum += widen(dout.at(row, channel)) * widen(out.at(row, channel));
+        for (int channel = own_channel(0); is_inside(channel, a.head_size_v);
+             channel += THREAD_COLUMNS * wide) {
+          Compute x[wide] = {}, y[wide] = {};
+          read_channels(x, dout, row, channel, a.head_size_v);
+          read_channels(y, out, row, channel, a.head_size_v);
+#pragma unroll
+          for (int m = 0; m < wide; m++) sum += x[m] * y[m];
+        }
       row_delta[i] = sum_over_lanes<THREAD_COLUMNS>(sum);
       if (is_row) {
         if (dlse) row_delta[i] -= dlse.at(row);

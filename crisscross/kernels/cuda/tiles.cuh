@@ -147,36 +147,34 @@ struct alignas(wide * sizeof(T)) Pack {
   T at[wide];
 };
 template <class T>
-__device__ __forceinline__ bool is_pack(const Strip<T>& strip, const T* first, int channel, int size) {
+__device__ __forceinline__ bool is_pack(const Strip<T>& strip, int row, int channel, int size) {
   return strip.channel == 1 && channel + wide <= size &&
-         reinterpret_cast<unsigned long long>(first) % sizeof(Pack<T>) == 0;
+         reinterpret_cast<unsigned long long>(&strip.at(row, channel)) % sizeof(Pack<T>) == 0;
 }
 template <class T>
 __device__ __forceinline__ void read_channels(Compute (&x)[wide], const Strip<T>& from, int row,
                                               int channel, int size) {
-  T* first = &from.at(row, channel);
-  if (is_pack(from, first, channel, size)) {
-    Pack<T> pack = *reinterpret_cast<const Pack<T>*>(first);
+  if (is_pack(from, row, channel, size)) {
+    const auto pack = reinterpret_cast<const Pack<T>&>(from.at(row, channel));
 #pragma unroll
     for (int m = 0; m < wide; m++) x[m] = widen(pack.at[m]);
   } else {
 #pragma unroll
     for (int m = 0; m < wide; m++)
-      if (is_inside(channel + m, size)) x[m] = widen(first[m * from.channel]);
+      if (is_inside(channel + m, size)) x[m] = widen(from.at(row, channel + m));
   }
 }
 template <class T>
 __device__ __forceinline__ void write_channels(const Strip<T>& to, const Compute (&x)[wide], int row,
                                                int channel, int size) {
-  T* first = &to.at(row, channel);
-  if (is_pack(to, first, channel, size)) {
+  if (is_pack(to, row, channel, size)) {
     Pack<T> pack;
 #pragma unroll
     for (int m = 0; m < wide; m++) narrow(x[m], pack.at[m]);
-    *reinterpret_cast<Pack<T>*>(first) = pack;
+    reinterpret_cast<Pack<T>&>(to.at(row, channel)) = pack;
   } else {
 #pragma unroll
     for (int m = 0; m < wide; m++)
-      if (is_inside(channel + m, size)) narrow(x[m], first[m * to.channel]);
+      if (is_inside(channel + m, size)) narrow(x[m], to.at(row, channel + m));
   }
 }
