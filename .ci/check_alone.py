@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 
 import crisscross
+from crisscross.kernels.source import read_source
 
 assert "site-packages" in crisscross.__file__, crisscross.__file__
 assert (Path(crisscross.__file__).parent / "py.typed").exists()
 assert metadata.version("crisscross-attention") == crisscross.__version__
-extras = ("torch", "jax", "ml_dtypes", "hypothesis", "matplotlib", "skimage", "rich")
+extras = ("torch", "jax", "ml_dtypes", "hypothesis", "cupy", "matplotlib", "skimage", "rich")
 assert not any(map(find_spec, extras))
+
+assert "__global__" in read_source("strip_forward.cu")
 
 q, k, v = np.random.default_rng(0).standard_normal((3, 1, 4, 5, 6))
 out, lse = crisscross.criss_cross_attention(q, k, v, return_lse=True)

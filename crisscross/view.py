@@ -6,14 +6,13 @@ Of the library that owns the memory nothing is known here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 #: Bytes of an element, by the name of its dtype.
 ITEM_BYTES = {"bool": 1, "uint8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """Memory of a device as an array.
 
     Attributes
@@ -33,10 +32,11 @@ class View:
 
     def permute(self, *axes: int) -> View:
         """Return the view with its axes in another order."""
-        return replace(
-            self,
-            shape=tuple(self.shape[axis] for axis in axes),
-            strides=tuple(self.strides[axis] for axis in axes),
+        return View(
+            self.pointer,
+            tuple([self.shape[axis] for axis in axes]),
+            tuple([self.strides[axis] for axis in axes]),
+            self.dtype,
         )
 
     def select(self, axis: int, index: int) -> View:
@@ -52,7 +52,7 @@ class View:
         """Return the part of `size` indices of an axis from `first` on."""
         pointer = self.pointer + first * self.strides[axis] * ITEM_BYTES[self.dtype]
         shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
-        return replace(self, pointer=pointer, shape=shape)
+        return View(pointer, shape, self.strides, self.dtype)
 
     def split(self, axis: int, count: int) -> View:
         """Return the view with an axis split in two, the first of them of size `count`."""

@@ -5,7 +5,9 @@ Scalars and arrays of one kernel are fields of one structure, named as in its so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -60,3 +62,11 @@ STRUCTURES = {
         align=True,
     ),
 }
+
+
+@cache
+def list_fields(kernel: str) -> tuple[tuple[str, int], ...]:
+    """List the fields of a kernel's structure, and how many arrays each is."""
+    structure = STRUCTURES[kernel]
+    assert structure.names is not None
+    return tuple((name, math.prod(structure[name].shape)) for name in structure.names)

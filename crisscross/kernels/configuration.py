@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 #: Bits and sort of the elements, by their dtype.
@@ -107,12 +108,12 @@ class Configuration:
             }
         return found
 
-    @property
+    @cached_property
     def options(self) -> tuple[str, ...]:
         """The definitions as the compiler takes them."""
         return tuple(f"-D{name}={value}" for name, value in self.definitions.items())
 
-    @property
+    @cached_property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
         if self.tile is None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from crisscross.kernels.arguments import OUTER_AXES
 from crisscross.view import ITEM_BYTES, View
@@ -14,8 +14,7 @@ from crisscross.view import ITEM_BYTES, View
 K = TypeVar("K")
 
 
-@dataclass(frozen=True)
-class Walk:
+class Walk(NamedTuple):
     """One array along a strip; strides in elements, as `Array` of ``strips.cuh`` has them."""
 
     data: int

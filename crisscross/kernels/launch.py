@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from crisscross.kernels.arguments import STRUCTURES
+from crisscross.kernels.arguments import OUTER_AXES, STRUCTURES, list_fields
 from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.engine import Engine
-from crisscross.kernels.geometry import find_strips
+from crisscross.kernels.geometry import Strips, Walk, find_strips
 from crisscross.kernels.source import read_source
 from crisscross.view import View
+
+_NULL = Walk(0, 0, 0, (0,) * OUTER_AXES)
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,30 @@ def launch_strips(
             given |= {(name, i): view for i, view in enumerate(array)}
     for strips in find_strips(axis, given):
         tiles = -(-strips.length // block.rows)
-        argument = np.zeros(1, STRUCTURES[configuration.kernel])
-        for name, value in scalars.items():
-            argument[name] = value
-        for (name, i), walk in strips.walks.items():
-            field = argument[name].reshape(-1)[i : i + 1]
-            for part, content in vars(walk).items():
-                field[part] = content
-        argument["strips"]["sizes"] = strips.sizes
-        argument["strips"]["length"], argument["strips"]["tiles"] = strips.length, tiles
         blocks = tiles * block.share
         most = engine.limits.grid // blocks
         for first in range(0, strips.count, most):
-            argument["strips"]["first"] = first
+            argument = _fill(configuration.kernel, strips, first, tiles, scalars)
             grid = min(most, strips.count - first) * blocks
             engine.launch(kernel, grid, block.threads, argument, configuration.shared_bytes)
+
+
+def _fill(
+    kernel: str,
+    strips: Strips[tuple[str, int]],
+    first: int,
+    tiles: int,
+    scalars: Mapping[str, float],
+) -> np.ndarray:
+    """Fill a kernel's structure: in one go, for fields one by one take as long as the kernel."""
+    structure = STRUCTURES[kernel]
+    values: list[Any] = []
+    for name, count in list_fields(kernel):
+        if name == "strips":
+            values.append((first, strips.sizes, strips.length, tiles))
+        elif name in scalars:
+            values.append(scalars[name])
+        else:
+            walks = [strips.walks.get((name, i), _NULL) for i in range(count)]
+            values.append(walks[0] if structure[name].shape == () else walks)
+    return np.array([tuple(values)], structure)

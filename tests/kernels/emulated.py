@@ -100,7 +100,11 @@ def load(name: str, text: str, options: tuple[str, ...], mode: Mode) -> Module:
 
 @dataclass
 class EmulatorEngine:
-    """The device at work; it tells what ran, with what, and the bytes of each array it made."""
+    """The device at work.
+
+    It tells what it compiled and launched, with which arguments and results, and the bytes of each
+    array that it made.
+    """
 
     limits: Limits = H100
     schedule: Schedule = Schedule.ASCENDING
@@ -110,10 +114,12 @@ class EmulatorEngine:
     launches: list[str] = field(default_factory=list)
     arguments: list[np.ndarray] = field(default_factory=list)
     made: list[int] = field(default_factory=list)
+    compiled: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
     results: list[tuple[str, Result]] = field(default_factory=list)
 
     def compile(self, source: str, kernel: str, options: tuple[str, ...], shared_bytes: int) -> Any:
         assert shared_bytes <= self.limits.shared_bytes
+        self.compiled.add((kernel, options))
         return load(f"{kernel}.cu", source, options, self.mode), kernel
 
     def launch(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crisscross.kernels import attention
-from crisscross.kernels.select import TABLE, Selection
+from crisscross.kernels.select import STRIP_KERNELS, TABLE, Selection, configure
 from crisscross.testing import assert_matches_reference, make_case
 from tests.emulator.launch import Schedule
 from tests.emulator.memory import allocate, place
@@ -69,6 +69,13 @@ def run(case, tile, monkeypatch, *, schedule, seed):
     forward = ("q", "k", "v", "key_mask", "out", "lse")
     attention.attention_forward(engine, problem, **{name: views[name] for name in forward})
     attention.attention_backward(engine, problem, **views)
+    partial_dtype = problem.compute_dtype if len(problem.axes) > 2 else problem.dtype
+    expected = {
+        (configuration.kernel, configuration.options)
+        for kernel in STRIP_KERNELS
+        for configuration in [configure(kernel, problem.dtype, tile, partial_dtype=partial_dtype)]
+    }
+    assert expected <= engine.compiled
     return {name: arrays[name].array for name in (*shapes, "lse")}
 
 
