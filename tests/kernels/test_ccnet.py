@@ -14,10 +14,10 @@ from crisscross import reference
 from crisscross.kernels import ccnet
 from crisscross.problem import COMPUTE_DTYPES, MapProblem
 from crisscross.testing import LAYOUTS, lay_out, numpy_dtype
-from crisscross.testing.tolerance import epsilon_of
 from tests.emulator.launch import Schedule
 from tests.emulator.memory import place
 from tests.kernels.emulated import H100, EmulatedArray, EmulatorEngine
+from tests.support.closeness import assert_close
 
 SCHEDULES = {
     "ascending": (Schedule.ASCENDING, 0),
@@ -181,15 +181,6 @@ def run(operation, size, dtype, inputs, *, turn=0, engine=None):
 
 def count_terms(kind, size):
     return {"channels": size[1], "keys": sum(size[2:]), "one": 1}[kind]
-
-
-def assert_close(actual, exact, dtype, terms):
-    """Rounded once to `dtype` after a sum of `terms` products of about 1 in the compute dtype."""
-    ulp, compute_ulp = epsilon_of(numpy_dtype(dtype)), epsilon_of(np.dtype(COMPUTE_DTYPES[dtype]))
-    allowed = ulp * np.abs(exact) + 32 * terms * compute_ulp
-    error = np.abs(actual.astype(np.float64) - exact)
-    # Written so that NaN fails.
-    assert (error <= allowed).all(), float(np.max(error - allowed))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

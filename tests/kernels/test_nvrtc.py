@@ -23,9 +23,10 @@ from tests.kernels.sweep import sample
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 #: Of a multiprocessor: what all threads of a block have together.
 REGISTERS = 65536
-#: The most registers of a thread: of strip kernels by tile, of others by name. Measured, and a few.
+#: The most registers of a thread: of strip kernels by tile, of others by name. Where it is all that
+#: there are, the budget is that none spills.
 BUDGETS = {
-    "32x32x64 by 64 threads": 240,
+    "32x32x64 by 64 threads": 255,
     "64x64x128 by 256 threads": 255,
     "64x112x128 by 256 threads": 255,
     "64x144x128 by 256 threads": 255,

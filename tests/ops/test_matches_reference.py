@@ -20,8 +20,8 @@ from crisscross.testing import (
     make_case,
     numpy_dtype,
 )
-from crisscross.testing.tolerance import epsilon_of
 from tests.support.calls import run_axial, run_whole
+from tests.support.closeness import assert_close
 from tests.support.properties import law
 
 pytestmark = pytest.mark.usefixtures("cpu_path")
@@ -82,17 +82,6 @@ def draw_map_arrays(size, seed, dtype, layout):
         lay_out(rng.standard_normal((n, h + w - 1, h, w)).astype(compute), layout) for _ in range(2)
     ]
     return features, maps, compute
-
-
-def assert_close(actual, exact, dtype, terms):
-    """Rounded once to `dtype` after a sum of `terms` products of about 1 in the compute dtype."""
-    assert actual.dtype == numpy_dtype(dtype)
-    assert actual.shape == exact.shape
-    ulp, compute_ulp = epsilon_of(numpy_dtype(dtype)), epsilon_of(np.dtype(COMPUTE_DTYPES[dtype]))
-    allowed = ulp * np.abs(exact) + 32 * terms * compute_ulp
-    error = np.abs(actual.astype(np.float64) - exact)
-    # Written so that NaN fails.
-    assert (error <= allowed).all(), float(np.max(error - allowed))
 
 
 @law(**MAP_CASES)
