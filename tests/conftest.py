@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 import crisscross.ops.call
 from crisscross.bridge import allocate
-from tests.support.properties import EXAMPLES, FEWEST_A_LAW, FEWEST_A_RUN
+from tests.support.properties import ASKED_FOR, EXAMPLES, FEWEST_A_LAW, FEWEST_A_RUN
 
 # The fixture that poisons outputs is set up once per test, not per example; that is what it is for.
 settings.register_profile(
@@ -55,9 +55,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def _find_shortfalls(config: pytest.Config) -> list[str]:
     short = [
-        f"{name}: {count} examples, at least {FEWEST_A_LAW} are asked for"
+        f"{name}: {count} examples, at least {ASKED_FOR[name]} are asked for"
         for name, count in EXAMPLES.items()
-        if count < FEWEST_A_LAW
+        if count < ASKED_FOR[name]
     ]
     total = EXAMPLES.total()
     if _runs_everything(config) and total < FEWEST_A_RUN:

@@ -19,6 +19,11 @@ from crisscross.ops.backends import Choice, choose_backend
 from tests.emulator.launch import Schedule
 from tests.emulator.memory import place
 from tests.kernels.emulated import EmulatedArray, EmulatorEngine
+from tests.kernels.sweep import FULL
+from tests.support.properties import FEWEST_A_LAW, counted_as
+
+#: Of each law, which has four times as many on the CPU path.
+EXAMPLES_OF_A_SAMPLE = 25
 
 
 class EmulatedDevice:
@@ -84,7 +89,7 @@ def _choose(function: str, _device: str, backend: str | None) -> Choice:
 @pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> EmulatedDevice | CupyDevice:
+) -> Iterator[EmulatedDevice | CupyDevice]:
     """Let the kernels serve NumPy arrays, which are copied to a device and back."""
     if request.param == "gpu" and (problem := gpu.find_device_problem()) is not None:
         pytest.skip(problem)
@@ -97,7 +102,8 @@ def device(
     monkeypatch.setattr(native, "take", found.take, raising=False)
     if request.param == "emulator":
         monkeypatch.setattr(gpu, "open_device", open_device)
-    return found
+    with counted_as(f"on the {request.param}", FEWEST_A_LAW if FULL else EXAMPLES_OF_A_SAMPLE):
+        yield found
 
 
 @pytest.fixture

@@ -284,6 +284,14 @@ def run_trial(trial: Trial, sources: Mapping[str, str], cache: Path | None = Non
     return _read_outcome(process.returncode, said)
 
 
+_REASONS = (
+    r"ERROR: AddressSanitizer: (\S+)",
+    r"runtime error: (.*)",
+    r"^E +(.*\bFAILS\b.*)$",
+    r"^E +(\S.*)$",
+)
+
+
 def _read_outcome(status: int, said: str) -> Outcome:
     # Statuses of pytest's own: interrupted (while it collects), an internal error, wrong usage, no
     # tests.
@@ -303,7 +311,7 @@ def _find_last_test(said: str) -> str:
 
 
 def _find_reason(status: int, said: str) -> str:
-    for pattern in (r"ERROR: AddressSanitizer: (\S+)", r"runtime error: (.*)", r"^E +(\S.*)$"):
+    for pattern in _REASONS:
         match = re.search(pattern, said, re.M)
         if match is not None:
             return match[1][:100]
@@ -313,7 +321,7 @@ def _find_reason(status: int, said: str) -> str:
 class Court:
     """Tries mutants, with what is compiled kept for all of them."""
 
-    def __init__(self, sources: Mapping[str, str], cache: Path) -> None:
+    def __init__(self, sources: Mapping[str, str], cache: Path | None = None) -> None:
         self._sources = sources
         self._cache = cache
         self._passed: dict[Trial, Lock] = {}

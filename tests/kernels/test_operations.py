@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from crisscross.problem import COMPUTE_DTYPES
+from crisscross.testing import assert_matches_reference, attention_cases, attention_problems
 from tests.ops.test_laws import (  # noqa: F401
     test_a_wild_image_does_not_change_its_neighbour,
     test_each_output_follows_its_own_input,
@@ -21,12 +23,10 @@ from tests.ops.test_laws import (  # noqa: F401
     test_transposing_space_transposes_the_result,
 )
 from tests.ops.test_matches_reference import (  # noqa: F401
-    test_axial,
     test_ca_map,
     test_ca_softmax,
     test_ca_softmax_of_large_energies,
     test_ca_weight,
-    test_criss_cross,
     test_energies_beyond_float16,
     test_merge,
     test_nothing_at_all,
@@ -42,6 +42,8 @@ from tests.ops.test_nonfinite import (  # noqa: F401
     test_positions_without_keys_have_no_part,
     test_the_reach_of_one_position,
 )
+from tests.support.calls import run_axial, run_whole
+from tests.support.properties import law
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -50,3 +52,21 @@ pytestmark = pytest.mark.usefixtures("device")
 def cpu_path(device):
     """Stand in for the fixture of that name which the tests have at home."""
     return device
+
+
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+def test_criss_cross(dtype):
+    @law(attention_cases(attention_problems(dtypes=(dtype,))))
+    def criss_cross_matches_reference(case):
+        assert_matches_reference(case, **run_whole(case))
+
+    criss_cross_matches_reference()
+
+
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+def test_axial(dtype):
+    @law(attention_cases(attention_problems(dtypes=(dtype,), axial=True)))
+    def axial_matches_reference(case):
+        assert_matches_reference(case, **run_axial(case))
+
+    axial_matches_reference()

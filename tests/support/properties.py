@@ -1,10 +1,15 @@
-"""Laws: property tests whose examples are counted, so that the run can say how many it tried."""
+"""Laws: property tests whose examples are counted, so that the run can say how many it tried.
+
+A law that is tried in another place as well, on a device for instance, is counted there once more.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import given
@@ -15,6 +20,34 @@ EXAMPLES: Counter[str] = Counter()
 FEWEST_A_LAW = 100
 FEWEST_A_RUN = 2000
 
+#: The fewest examples asked for of a law, by the name it is counted under.
+ASKED_FOR: dict[str, int] = {}
+
+
+@dataclass
+class Place:
+    """Where laws are being tried, and how many examples each test is to have there."""
+
+    suffix: str = ""
+    examples: int = FEWEST_A_LAW
+    tried: int = 0
+    limited: bool = False
+
+
+_place = Place()
+
+
+@contextmanager
+def counted_as(place: str, examples: int) -> Iterator[None]:
+    """Try a test in another place, with so many examples, and count them by its name.
+
+    Hypothesis settles the number when a law is defined; further ones are drawn, and pass.
+    """
+    global _place
+    before, _place = _place, Place(f" {place}", examples, limited=examples < FEWEST_A_LAW)
+    yield
+    _place = before
+
 
 def law(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn a test into a property over Hypothesis strategies, counted by name."""
@@ -24,8 +57,17 @@ def law(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Calla
 
         @functools.wraps(test)
         def counted(*args: Any, **kwargs: Any) -> None:
-            test(*args, **kwargs)
-            EXAMPLES[name] += 1
+            place = _place
+            if place.limited and place.tried >= place.examples:
+                return
+            try:
+                test(*args, **kwargs)
+            except BaseException:
+                place.limited = False  # Hypothesis looks for a smaller example
+                raise
+            place.tried += 1
+            EXAMPLES[name + place.suffix] += 1
+            ASKED_FOR[name + place.suffix] = place.examples
 
         return given(*strategies, **named)(counted)
 
