@@ -4,9 +4,10 @@
 
 run from the repository's root, takes away, one at a time, every barrier, every commit of and wait
 for ``cp.async`` and every bounds check of the sources (those whose file, line and text contain one
-of the FILTERs), and runs the tests of the kernels that contain it: plainly, with every access
-traced, under the sanitizers. It tells what noticed, and ends with status 1 if nothing did. The
-sources themselves are left alone: the tests read a copy.
+of the FILTERs), and runs the tests of the kernels that contain it: plainly; then, for barriers,
+with every access traced, for checks under the sanitizers; in the end all of ``tests/kernels``. It
+tells what noticed, and ends with status 1 if nothing did. The sources themselves are left alone:
+the tests read a copy.
 
 In the processes that run the tests, and in those that tests start, this module is a plugin of
 pytest's.
@@ -40,24 +41,23 @@ SOURCES = ROOT / "crisscross/kernels/cuda"
 #: Variables: the folder from which tests are to read the sources, seconds that they may compute.
 FOLDER, SECONDS = "MUTATED_SOURCES", "MUTATION_SECONDS"
 
-# Arguments of pytest for tests that decide quickly: the first in every mode, more in the plain one.
+# Arguments of pytest for tests that decide quickly: the first of a kernel are run in two modes, all
+# others plainly.
 _STRIPS = (
-    ("tests/kernels/test_strips.py", "-k", "float32-32x32x64"),
+    ("tests/kernels/test_strips.py", "-k", "float32-32x32x64 and (single or several)"),
     ("tests/kernels/test_corners.py", "-k", "energies and float32"),
     ("tests/kernels/test_operations.py", "-k", "masked_keys_get_no_gradient"),
 )
-_MERGE = (
-    ("tests/kernels/test_operations.py", "-k", "test_merge"),
-    ("tests/kernels/test_corners.py", "-k", "merge"),
-)
+_COPIES = (("tests/kernels/test_layout_and_merge.py", "-k", "copies and float32-float32"),)
+_MERGES = (("tests/kernels/test_layout_and_merge.py", "-k", "merges and float32-float32"),)
 _CCNET = (("tests/kernels/test_ccnet.py", "-k", "float32"),)
-#: A source -> these tests of its kernel; all the others come after them.
+#: A source -> these tests of its kernel; whatever else there is comes after them.
 QUICK = {
     "strip_forward.cu": _STRIPS,
     "strip_backward_queries.cu": _STRIPS,
     "strip_backward_keys.cu": _STRIPS,
-    "copy_features.cu": _STRIPS,
-    "merge.cu": _MERGE,
+    "copy_features.cu": _COPIES,
+    "merge.cu": _MERGES,
     "ca_weight.cu": _CCNET,
     "ca_map.cu": _CCNET,
     "ca_map_transposed_rows.cu": _CCNET,
@@ -67,7 +67,7 @@ QUICK = {
     "from_port_layout.cu": _CCNET,
 }
 EVERYTHING = ("tests/kernels", "--ignore=tests/kernels/test_mutation.py")
-#: Seconds after which tests are taken to hang, however busy the machine: quick ones, and all.
+#: Seconds after which tests hang, quick ones and all; half of them, if spent computing.
 QUICK_LIMIT, LIMIT = 120, 1500
 
 
@@ -237,8 +237,7 @@ def read_sources() -> dict[str, str]:
 
 def list_trials(mutant: Mutant, sources: Mapping[str, str]) -> list[Trial]:
     """List what may notice a mutant: what is quick, and what is likely to, comes first."""
-    likely = (Mode.TRACED, Mode.SANITIZED) if mutant.is_barrier else (Mode.SANITIZED, Mode.TRACED)
-    modes = (Mode.PLAIN, *likely)
+    modes = (Mode.PLAIN, Mode.TRACED if mutant.is_barrier else Mode.SANITIZED)
     kernels = find_kernels(sources, mutant.file)
     quick = dict.fromkeys(QUICK[kernel] for kernel in kernels if kernel in QUICK)
     return [
@@ -258,9 +257,11 @@ def run_trial(trial: Trial, sources: Mapping[str, str], cache: Path | None = Non
             **(sanitizers.environment() if trial.mode is Mode.SANITIZED else {}),
             "EMULATOR_MODE": trial.mode.value,
             FOLDER: folder,
-            SECONDS: str(trial.limit // 4),
+            SECONDS: str(trial.limit // 2),
             "PYTEST_PLUGINS": "tests.kernels.mutation",
         }
+        if trial.tests != EVERYTHING:
+            environment["KERNEL_SWEEP"] = "full"  # or else a sample may not have these tests
         if cache is not None:
             environment["EMULATOR_CACHE"] = str(cache)
         # Not captured: what a sanitizer says, it says as the process ends.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -39,6 +42,18 @@ def test_every_mutant_has_tests_that_decide():
         assert changed != text
         assert changed.count("\n") == text.count("\n")
         assert mutation.find_kernels(SOURCES, mutant.file)
+
+
+@pytest.mark.parametrize(
+    "tests", dict.fromkeys(tests for quick in mutation.QUICK.values() for tests in quick)
+)
+def test_the_tests_are_there(tests):
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *tests]
+    environment = {**os.environ, "KERNEL_SWEEP": "full"}
+    done = subprocess.run(
+        command, env=environment, cwd=mutation.ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0
 
 
 CODE = """

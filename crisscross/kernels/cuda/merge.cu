@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1) merge(const __grid_cons
   const Strip<Compute> lse(a.lse, place);
 
   const int own = first_row + threadIdx.x;
-  if (threadIdx.x < rows && is_inside(own, length)) {
+  if (is_inside(threadIdx.x, rows) && is_inside(own, length)) {
     Compute before = carried ? lse.at(own) : minus_infinity(), largest = before;
     for (int i = 0; i < a.parts; i++)
       largest = max(largest, Strip<const Compute>(a.lses[i], place).at(own));

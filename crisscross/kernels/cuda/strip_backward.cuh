@@ -15,14 +15,14 @@ struct Backward {
   int include_self, adds;
 };
 
-// The two factors of denergy = weight * (dweight - delta), zero where query and key do not meet.
+// The weight of a query with a key, and the gradient of their energy; zero where they do not meet, or
+// where lse says that the query meets no key at all.
 struct Weight {
   Compute weight, denergy;
 };
 __device__ __forceinline__ Weight find_weight(const Backward& a, Compute product, Compute dweight,
-                                              Compute lse, Compute delta, int query, int key,
-                                              bool are_there) {
-  if (!are_there || lse == minus_infinity() || (!a.include_self && query == key)) return {0, 0};
+                                              Compute lse, Compute delta, int query, int key) {
+  if (lse == minus_infinity() || (!a.include_self && query == key)) return {0, 0};
   Compute scale = a.scale;
   Compute weight = exponential(modify_energy(scale * product, query, key) - lse);
   return {weight, modify_gradient(weight * (dweight - delta), query, key)};
@@ -40,7 +40,6 @@ __device__ __forceinline__ void write_gradients(const Strip<Partial>& to,
 #pragma unroll
     for (int j = 0; j < own_channels; j += wide) {
       const int column = channel + own_channel(j);
-      if (!is_inside(column, size)) continue;
       Compute x[wide], before[wide] = {};
       if (adds) read_channels(before, to, row, column, size);
 #pragma unroll

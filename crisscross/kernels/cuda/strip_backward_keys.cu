@@ -44,8 +44,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
 #pragma unroll
             for (int i = 0; i < own_rows; i++) {
               Weight found = find_weight(a, products[i][j], dweights[i][j], column_lse, column_delta,
-                                         column, first_row + own_row(i),
-                                         memory.row_is_there[own_row(i)] && is_column);
+                                         column, first_row + own_row(i));
               products[i][j] = turn == 0 ? found.weight : found.denergy;
             }
           }

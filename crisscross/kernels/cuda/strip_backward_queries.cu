@@ -61,10 +61,11 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
         for (int i = 0; i < own_rows; i++)
 #pragma unroll
           for (int j = 0; j < own_columns; j++)
-            products[i][j] = find_weight(a, products[i][j], dweights[i][j], row_lse[i], row_delta[i],
-                                         first_row + own_row(i), first + own_column(j),
-                                         memory.column_is_there[own_column(j)])
-                                 .denergy;
+            products[i][j] =
+                find_weight(a, products[i][j], dweights[i][j],
+                            memory.column_is_there[own_column(j)] ? row_lse[i] : minus_infinity(),
+                            row_delta[i], first_row + own_row(i), first + own_column(j))
+                    .denergy;
         store_weights(memory, products);
       }
       add_weighted(results, memory, k, first_row, first, min(COLUMNS, length - first), channel,

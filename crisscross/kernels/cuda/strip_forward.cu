@@ -104,7 +104,6 @@ extern "C" __global__ void __launch_bounds__(threads, 1) strip_forward(const __g
 #pragma unroll
       for (int j = 0; j < own_channels; j += wide) {
         const int column = channel + own_channel(j);
-        if (!is_inside(column, a.head_size_v)) continue;
         Compute x[wide], y[wide] = {};
         if (a.merges) read_channels(y, out, row, column, a.head_size_v);
 #pragma unroll

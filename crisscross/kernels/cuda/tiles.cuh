@@ -148,7 +148,7 @@ struct alignas(wide * sizeof(T)) Pack {
 };
 template <class T>
 __device__ __forceinline__ bool is_pack(const Strip<T>& strip, int row, int channel, int size) {
-  return strip.channel == 1 && channel + wide <= size &&
+  return strip.channel == 1 && is_inside(channel + wide - 1, size) &&
          reinterpret_cast<unsigned long long>(&strip.at(row, channel)) % sizeof(Pack<T>) == 0;
 }
 template <class T>
