@@ -66,12 +66,14 @@ class Held(NamedTuple):
     """Memory of a device, and what keeps it alive.
 
     `stream` is the one on which the memory is being written, where the array tells: work on another
-    stream has to wait for it.
+    stream has to wait for it. The owner of memory that `is_foreign` knows nothing of the stream at
+    work, and might hand it out anew before the work is done: it has to be kept until then.
     """
 
     view: View
     owner: Any
     stream: int | None = None
+    is_foreign: bool = False
 
 
 #: Makes an array in the memory of the device at work: shape, strides in elements, dtype.

@@ -39,15 +39,6 @@ class View(NamedTuple):
             self.dtype,
         )
 
-    def select(self, axis: int, index: int) -> View:
-        """Return the part at one index of an axis, which is gone."""
-        return View(
-            self.pointer + index * self.strides[axis] * ITEM_BYTES[self.dtype],
-            self.shape[:axis] + self.shape[axis + 1 :],
-            self.strides[:axis] + self.strides[axis + 1 :],
-            self.dtype,
-        )
-
     def narrow(self, axis: int, first: int, size: int) -> View:
         """Return the part of `size` indices of an axis from `first` on."""
         pointer = self.pointer + first * self.strides[axis] * ITEM_BYTES[self.dtype]

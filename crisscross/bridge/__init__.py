@@ -12,6 +12,7 @@ from crisscross.dispatch import (
     Adapter,
     Description,
     Held,
+    Make,
     ObstacleError,
     adapter_of,
     kind_of,
@@ -23,6 +24,7 @@ from crisscross.problem import Findings
 __all__ = [
     "allocate",
     "describe",
+    "find_maker",
     "from_dlpack",
     "give_back",
     "hold",
@@ -76,6 +78,15 @@ def hold(findings: Findings, name: str, array: Any, adapter: Adapter, stream: in
     """View an argument's memory on a device; report what its library says if it refuses."""
     try:
         return adapter.hold(array, stream)
+    except Exception as error:  # as above
+        _report(findings, name, error)
+        return None
+
+
+def find_maker(findings: Findings, name: str, adapter: Adapter, like: Any) -> Make | None:
+    """Find what makes arrays for a library; report it if the library could not take any."""
+    try:
+        return adapter.find_maker(like)
     except Exception as error:  # as above
         _report(findings, name, error)
         return None

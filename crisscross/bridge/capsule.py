@@ -100,8 +100,8 @@ class Retagged:
         self._old_code, self._new_code = old_code, new_code
 
     @classmethod
-    def of_bfloat16(cls, array: np.ndarray) -> Retagged:
-        """Export an ml_dtypes bfloat16 array."""
+    def of_bfloat16(cls, array: Any) -> Retagged:
+        """Export a bfloat16 array of NumPy, or of CuPy."""
         return cls(array.view(np.uint16), _KDL_UINT, _KDL_BFLOAT)
 
     def __dlpack__(self, **options: Any) -> Any:

@@ -61,15 +61,23 @@ def find_stream(_array: Any) -> None:
 
 def hold(array: Any, stream: int) -> Held:
     capsule = array.__dlpack__(stream=stream or 1)  # the default stream is 0 to CUDA, 1 to DLPack
-    return Held(read_view(capsule), capsule)
+    return Held(read_view(capsule), capsule, is_foreign=True)
 
 
-def find_maker(_like: Any) -> None:
-    """Return None: it takes over arrays that another library made."""
+def find_maker(like: Any) -> None:
+    """Return None: the library takes over arrays of another one, by an importer it must have."""
+    find_importer(like)
 
 
 def take(owner: Any, like: Any) -> Any:
-    return find_importer(like)(owner)
+    return find_importer(like)(export(owner))
+
+
+def export(owner: Any) -> Any:
+    """Let an array of CuPy speak DLPack in bfloat16, which CuPy 13 does not."""
+    if getattr(owner.dtype, "name", None) == "bfloat16":
+        return Retagged.of_bfloat16(owner)
+    return owner
 
 
 def from_numpy(array: np.ndarray, like: Any) -> Any:

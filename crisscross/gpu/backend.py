@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from crisscross.kernels import attention, ccnet
 from crisscross.kernels.engine import Engine
@@ -15,6 +16,9 @@ class DeviceEngine(Engine, Protocol):
 
     @property
     def stream(self) -> int: ...
+
+    def keep(self, owners: Sequence[Any], /) -> None:
+        """Keep these until what has been launched so far is done."""
 
     def wait_for(self, stream: int) -> None:
         """Let what follows come after what is under way on another stream."""

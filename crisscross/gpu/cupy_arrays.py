@@ -11,6 +11,7 @@ import numpy as np
 from crisscross.bridge import name_dtype
 from crisscross.bridge.capsule import numpy_bfloat16
 from crisscross.dispatch import Description, Held, Make, ObstacleError
+from crisscross.gpu.interface import count_elements
 from crisscross.problem import ArraySpec
 from crisscross.view import ITEM_BYTES, View
 
@@ -35,8 +36,7 @@ def find_stream(_array: Any) -> None:
 
 
 def hold(array: Any, _stream: int) -> Held:
-    itemsize = array.dtype.itemsize
-    strides = tuple(stride // itemsize for stride in array.strides)
+    strides = count_elements(array.data.ptr, array.strides, array.dtype.itemsize)
     return Held(View(array.data.ptr, array.shape, strides, name_dtype(array.dtype)), array)
 
 

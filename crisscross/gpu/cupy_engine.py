@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import cupy
 import numpy as np
 
 from crisscross.dispatch import Held, Make
+from crisscross.errors import BackendError
 from crisscross.gpu.cupy_arrays import make_array
 from crisscross.kernels.engine import Limits
 
+MISSING_HEADERS = (
+    "CuPy finds no CUDA headers, which 16-bit types need: pip install "
+    "'crisscross-attention[cuda12]', or [cuda13], after the CUDA version of the driver"
+)
 #: Shared memory that a kernel may have without asking.
 _SHARED_BYTES_UNASKED = 48 << 10
 OPTIONS = ("-std=c++17",)
+
+#: Events, and what may go when they have come to pass.
+_kept: deque[tuple[Any, Sequence[Any]]] = deque()
+_kept_lock = Lock()
 
 
 class CupyEngine:
@@ -42,10 +53,22 @@ class CupyEngine:
     def make(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, /) -> Held:
         return self._make(shape, strides, dtype)
 
+    def keep(self, owners: Sequence[Any]) -> None:
+        """Keep these until what has been launched so far is done, as a later call will find."""
+        if not owners:
+            return
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record(cupy.cuda.get_current_stream())
+        with _kept_lock:
+            while _kept and _kept[0][0].done:
+                _kept.popleft()
+            _kept.append((event, owners))
+
     def wait_for(self, stream: int) -> None:
         """Let what follows come after what is under way on another stream, by an event."""
         if stream != self.stream:
-            event = _wrap_stream(stream, self._index).record(cupy.cuda.Event(disable_timing=True))
+            event = cupy.cuda.Event(disable_timing=True)
+            event.record(_wrap_stream(stream, self._index))
             _wrap_stream(self.stream, self._index).wait_event(event)
 
 
@@ -96,7 +119,12 @@ def _compile(
     """Compile for the current device, once each; CuPy keeps the result on disk too."""
     assert index == cupy.cuda.runtime.getDevice()
     compiled = cupy.RawKernel(source, kernel, options=(*OPTIONS, *options))
-    compiled.compile()
+    try:
+        compiled.compile()
+    except cupy.cuda.compiler.CompileException as error:
+        if "cuda_fp16.h" in str(error) or "cuda_bf16.h" in str(error):
+            raise BackendError(MISSING_HEADERS) from error
+        raise
     if shared_bytes > _SHARED_BYTES_UNASKED:
         compiled.max_dynamic_shared_size_bytes = shared_bytes
     return compiled

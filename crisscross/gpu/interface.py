@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from crisscross.dispatch import Description, Held, Make, Obstacle, ObstacleError, library_of
+from crisscross.dispatch import Description, Held, Obstacle, ObstacleError, library_of
 from crisscross.problem import ArraySpec
 from crisscross.view import View, find_strides
 
@@ -50,29 +51,43 @@ def find_stream(array: Any) -> None:
 def hold(array: Any, _stream: int) -> Held:
     interface = array.__cuda_array_interface__
     dtype = np.dtype(interface["typestr"])
-    shape = tuple(interface["shape"])
-    given = interface.get("strides")
-    strides = (
-        find_strides(shape)
-        if given is None
-        else tuple(stride // dtype.itemsize for stride in given)
+    shape, given = tuple(interface["shape"]), interface.get("strides")
+    in_bytes = (
+        [stride * dtype.itemsize for stride in find_strides(shape)] if given is None else given
     )
     pointer = interface["data"][0]
-    return Held(View(pointer, shape, strides, dtype.name), array, interface.get("stream"))
+    strides = count_elements(pointer, in_bytes, dtype.itemsize)
+    view = View(pointer, shape, strides, dtype.name)
+    return Held(view, array, interface.get("stream"), is_foreign=True)
 
 
-def find_maker(_like: Any) -> Make | None:
-    return None
+def count_elements(pointer: int, strides: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Return strides in elements; they and the address have to be whole ones."""
+    if pointer % itemsize or any(stride % itemsize for stride in strides):
+        raise ObstacleError(
+            f"an address and strides that are multiples of the element's {itemsize} bytes",
+            f"address {pointer:#x}, strides {tuple(strides)}",
+        )
+    return tuple(stride // itemsize for stride in strides)
+
+
+def find_maker(like: Any) -> None:
+    """Return None: the library takes over arrays of CuPy, by a function that it must have."""
+    find_taker(like)
 
 
 def take(owner: Any, like: Any) -> Any:
-    """Hand an array over by the library's `as_cuda_array` (Numba's word) or `asarray`."""
+    return find_taker(like)(owner)
+
+
+def find_taker(like: Any) -> Callable[[Any], Any]:
+    """Find the library's `as_cuda_array` (Numba's word), `from_dlpack` or `asarray`."""
     package = library_of(like)
     for module in (sys.modules.get(f"{package}.cuda"), sys.modules.get(package)):
         for name in ("as_cuda_array", "from_dlpack", "asarray"):
-            taker = getattr(module, name, None)
+            taker: Callable[[Any], Any] | None = getattr(module, name, None)
             if taker is not None:
-                return taker(owner)
+                return taker
     raise ObstacleError(
         "a library that takes over CUDA arrays (as_cuda_array, from_dlpack or asarray)", package
     )

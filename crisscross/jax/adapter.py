@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crisscross.bridge.capsule import Retagged, import_bfloat16, import_shared
-from crisscross.bridge.foreign import find_maker, find_stream, hold
+from crisscross.bridge.foreign import export, find_stream, hold
 from crisscross.bridge.memory import ALIGNMENT
 from crisscross.dispatch import Description, Obstacle, ObstacleError
 from crisscross.problem import ArraySpec
@@ -38,8 +38,13 @@ def describe(array: Any) -> Description | None:
         expected = "an array on one device; gather it with jax.device_put(x, jax.devices()[0])"
         got = f"an array sharded over {len(devices)} devices"
         return Description(spec, None, Obstacle(expected, got))
-    platform = {"gpu": "cuda"}.get(devices[0].platform, devices[0].platform)
-    return Description(spec, "cpu" if platform == "cpu" else f"{platform}:{devices[0].id}")
+    (device,) = devices
+    if device.platform == "cpu":
+        return Description(spec, "cpu")
+    if device.platform in ("gpu", "cuda"):
+        # Its `id` is one among all processes; CUDA knows this one's.
+        return Description(spec, f"cuda:{device.local_hardware_id}")
+    return Description(spec, f"{device.platform}:{device.id}")
 
 
 def to_numpy(array: jax.Array) -> np.ndarray:
@@ -70,7 +75,11 @@ def from_numpy(array: np.ndarray, _like: Any) -> jax.Array:
 
 
 def take(owner: Any, _like: Any) -> jax.Array:
-    return jnp.from_dlpack(owner)
+    return jnp.from_dlpack(export(owner))
+
+
+def find_maker(_like: Any) -> None:
+    """Return None: JAX takes over arrays that CuPy made."""
 
 
 def _is_compact(array: np.ndarray) -> bool:

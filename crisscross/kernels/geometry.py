@@ -12,6 +12,7 @@ from crisscross.kernels.arguments import OUTER_AXES
 from crisscross.view import ITEM_BYTES, View
 
 K = TypeVar("K")
+_LONGEST_STRIP = 2**31 - 1  # an `int` of the kernels counts along it
 
 
 class Walk(NamedTuple):
@@ -72,7 +73,7 @@ def merge_positions(*arrays: View) -> tuple[View, ...]:
     axes = range(2, len(arrays[0].shape) - 1)
     sizes = [arrays[0].shape[axis] for axis in axes]
     strides = {i: [view.strides[axis] for axis in axes] for i, view in enumerate(arrays)}
-    _collapse(sizes, strides)
+    _collapse(sizes, strides, most=_LONGEST_STRIP)
     return tuple(
         View(
             view.pointer,
@@ -84,14 +85,16 @@ def merge_positions(*arrays: View) -> tuple[View, ...]:
     )
 
 
-def _collapse(sizes: list[int], strides: Mapping[Any, list[int]]) -> None:
-    """Take outer axes together, in place, wherever all arrays have one behind the other."""
+def _collapse(sizes: list[int], strides: Mapping[Any, list[int]], most: float = math.inf) -> None:
+    """Take axes together, in place, wherever all arrays have one behind the other."""
     for i in range(len(sizes) - 1, -1, -1):
         if sizes[i] == 1:
             following = True
         else:
-            following = i + 1 < len(sizes) and all(
-                each[i] == each[i + 1] * sizes[i + 1] for each in strides.values()
+            following = (
+                i + 1 < len(sizes)
+                and sizes[i] * sizes[i + 1] <= most
+                and all(each[i] == each[i + 1] * sizes[i + 1] for each in strides.values())
             )
             if following:
                 sizes[i + 1] *= sizes[i]

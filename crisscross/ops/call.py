@@ -8,7 +8,16 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from crisscross.bridge import allocate, describe, give_back, hold, name_dtype, share, take
+from crisscross.bridge import (
+    allocate,
+    describe,
+    find_maker,
+    give_back,
+    hold,
+    name_dtype,
+    share,
+    take,
+)
 from crisscross.dispatch import Adapter, Held, adapter_of, kind_of, library_of
 from crisscross.errors import Fault
 from crisscross.ops.backends import Backend, Choice, check_backend, choose_backend, load_backend
@@ -71,7 +80,7 @@ class Call:
         spec = self.specs[name]
         if spec is not None and (shape, dtype) != (spec.shape, spec.dtype):
             expected = f"the {spec.dtype} {spec.shape} that the array tells of itself"
-            got = f"{dtype} {shape} from its __dlpack__"
+            got = f"{dtype} {shape} from its memory"
             self.findings.add(name, expected, got, Fault.MEMORY)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
@@ -128,7 +137,9 @@ class Call:
         from crisscross import gpu
 
         example = self._example
-        stream, make = adapter.find_stream(example), adapter.find_maker(example)
+        stream = adapter.find_stream(example)
+        make = find_maker(self.findings, outputs[0].name, adapter, example)
+        self.findings.raise_if_any()
         with gpu.open_device(self.device, stream, make) as backend:
             engine = backend.engine
             all_held: dict[str, Held] = {}
@@ -146,6 +157,7 @@ class Call:
                 strides = find_strides(output.shape, like)
                 all_held[output.name] = engine.make(output.shape, strides, output.dtype)
             run(cast(Backend, backend), {name: held.view for name, held in all_held.items()})
+            engine.keep([held.owner for held in all_held.values() if held.is_foreign])
             results = [
                 take(self.findings, output.name, all_held[output.name].owner, adapter, example)
                 for output in outputs

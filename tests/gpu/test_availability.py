@@ -10,7 +10,7 @@ import pytest
 from crisscross import gpu
 
 
-def install(monkeypatch, found, count=None):
+def install(monkeypatch, found, count=None, nvrtc=None):
     monkeypatch.setattr(gpu, "find_cupy", lambda: found)
 
     def get_device_count():
@@ -18,9 +18,17 @@ def install(monkeypatch, found, count=None):
             raise count
         return count
 
+    def get_version():
+        if nvrtc is not None:
+            raise nvrtc
+        return 12, 9
+
     runtime = types.SimpleNamespace(getDeviceCount=get_device_count)
     cupy = types.ModuleType("cupy")
-    cupy.cuda = types.SimpleNamespace(runtime=runtime)
+    cupy.cuda = types.SimpleNamespace(
+        runtime=runtime, nvrtc=types.SimpleNamespace(getVersion=get_version)
+    )
+    monkeypatch.setattr(gpu, "_fit", set())
     monkeypatch.setitem(sys.modules, "cupy", cupy)
 
 
@@ -54,7 +62,7 @@ ONE = {"cupy-cuda12x": "14.0"}
 )
 def test_the_reason(monkeypatch, found, count, reason):
     install(monkeypatch, found, count)
-    monkeypatch.setattr(gpu, "find_architecture", lambda _device: 70)
+    monkeypatch.setattr(gpu, "find_architecture", lambda _device: 75)
     assert gpu.find_device_problem() == reason
     assert gpu.find_unavailability("cuda:0") == reason
 
@@ -62,8 +70,26 @@ def test_the_reason(monkeypatch, found, count, reason):
 def test_a_device_that_is_too_old(monkeypatch):
     install(monkeypatch, ONE, 2)
     monkeypatch.setattr(gpu, "find_architecture", {"cuda:1": 61}.get)
-    expected = "cuda:1 has compute capability 6.1, 7.0 is the least"
+    expected = "cuda:1 has compute capability 6.1, 7.5 is the least"
     assert gpu.find_unavailability("cuda:1") == expected
+
+
+def test_a_cupy_without_a_compiler(monkeypatch):
+    install(monkeypatch, ONE, 1, RuntimeError("failed to load libnvrtc.so.12"))
+    assert gpu.find_unavailability("cuda:0") == (
+        "CuPy finds no NVRTC (RuntimeError: failed to load libnvrtc.so.12): pip install "
+        "'crisscross-attention[cuda12]', or [cuda13], after the CUDA version of the driver, or, "
+        "for CuPy 13, install the CUDA toolkit"
+    )
+
+
+def test_a_fit_device_is_looked_at_once(monkeypatch):
+    install(monkeypatch, ONE, 1)
+    looked = []
+    monkeypatch.setattr(gpu, "find_architecture", lambda device: looked.append(device) or 90)
+    for device in ("cuda:0", "cuda:0", "cuda:1", "cuda:0"):
+        assert gpu.find_unavailability(device) is None
+    assert looked == ["cuda:0", "cuda:1"]
 
 
 def test_a_cupy_that_does_not_import(monkeypatch):

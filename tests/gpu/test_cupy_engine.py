@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from types import SimpleNamespace
+import gc
+import weakref
+from collections import deque
 
 import cupy
 import numpy as np
 import pytest
 
 from crisscross import gpu
-from crisscross.dispatch import Held
+from crisscross.dispatch import Held, ObstacleError
+from crisscross.errors import BackendError
 from crisscross.gpu import cupy_arrays, cupy_engine
 from crisscross.kernels.engine import Limits
 from crisscross.view import View
@@ -58,12 +61,22 @@ class Stream(contextlib.AbstractContextManager):
     def __exit__(self, *_):
         Stream.current = self.before
 
-    def record(self, event):
-        self.log.append(("record", self.ptr))
-        return event
-
     def wait_event(self, _event):
         self.log.append(("wait", self.ptr))
+
+
+class Event:
+    """An event, `done` when the test says so."""
+
+    made: list = []  # noqa: RUF012 - shared by all
+
+    def __init__(self, disable_timing):
+        assert disable_timing
+        self.done = False
+        self.made.append(self)
+
+    def record(self, stream):
+        Stream.log.append(("record", stream.ptr))
 
 
 class OldStream:
@@ -92,12 +105,14 @@ def stand_ins(request, monkeypatch):
     monkeypatch.setattr(cupy.cuda, "Device", Device)
     monkeypatch.setattr(cupy.cuda, "Stream", Stream if request.param == "CuPy 14" else OldStream)
     monkeypatch.setattr(cupy.cuda, "ExternalStream", lambda ptr, _index: Stream(ptr))
-    monkeypatch.setattr(cupy.cuda, "Event", lambda **_: SimpleNamespace())
+    monkeypatch.setattr(cupy.cuda, "Event", Event)
+    monkeypatch.setattr(cupy_engine, "_kept", deque())
     monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: Stream(100 + Device.current))
     monkeypatch.setattr(cupy.cuda.runtime, "getDevice", lambda: Device.current)
     Device.current = Stream.current = 0
     Stream.log.clear()
     RawKernel.made.clear()
+    Event.made.clear()
     cupy_engine.find_limits.cache_clear()
     cupy_engine._compile.cache_clear()
     yield
@@ -146,6 +161,41 @@ def test_waiting_for_another_stream_is_an_event(stand_ins):
     assert Stream.log == [("record", 9), ("wait", 7)]
 
 
+def test_what_is_foreign_is_kept_until_the_work_is_done(stand_ins):
+    def count():
+        gc.collect()
+        return sum(reference() is not None for reference in references)
+
+    owners = [{i} for i in range(3)]  # anything that a weak reference can be made to
+    references = [weakref.ref(owner) for owner in owners]
+    with cupy_engine.open_engine(0, None, None) as engine:
+        for _ in range(3):
+            engine.keep([owners.pop(0)])
+        engine.keep([])
+        assert (count(), len(Event.made)) == (3, 3)
+        Event.made[0].done = Event.made[2].done = True
+        # In their order: the second is not done.
+        engine.keep([{3}])
+        assert count() == 2
+        Event.made[1].done = True
+        engine.keep([{4}])
+        assert count() == 0
+
+
+def test_missing_headers_are_one_sentence(stand_ins, monkeypatch):
+    def fail(_self):
+        raise cupy.cuda.compiler.CompileException(
+            'cannot open source file "cuda_fp16.h"', "", "", (), "nvrtc"
+        )
+
+    monkeypatch.setattr(RawKernel, "compile", fail)
+    with (
+        cupy_engine.open_engine(0, None, None) as engine,
+        pytest.raises(BackendError, match=r"no CUDA headers.*pip install 'crisscross"),
+    ):
+        engine.compile("code", "name", (), 0)
+
+
 def test_limits_are_the_devices(stand_ins):
     assert cupy_engine.find_limits(0) == Limits(86, 101376, 6 << 20)
     assert gpu.find_architecture("cuda:0") == 86
@@ -179,3 +229,11 @@ def test_the_device_opens_the_engine(stand_ins):
     with gpu.open_device("cuda:1", 7, None) as backend:
         assert backend.engine.stream == 7
         assert Device.current == 1
+
+
+@pytest.mark.parametrize(("address", "strides"), [(4098, (4,)), (4096, (6,))])
+def test_elements_that_are_not_whole_are_refused(address, strides):
+    memory = cupy.cuda.UnownedMemory(address, 64, None, 0)
+    array = cupy.ndarray((2,), np.float32, cupy.cuda.MemoryPointer(memory, 0), strides)
+    with pytest.raises(ObstacleError, match="multiples of the element's 4 bytes"):
+        cupy_arrays.hold(array, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -114,6 +114,7 @@ class EmulatorEngine:
     launches: list[str] = field(default_factory=list)
     arguments: list[np.ndarray] = field(default_factory=list)
     made: list[int] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
     compiled: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
     results: list[tuple[str, Result]] = field(default_factory=list)
 
@@ -149,6 +150,9 @@ class EmulatorEngine:
         in_bytes = [stride * memory.itemsize for stride in strides]
         owner = EmulatedArray(np.lib.stride_tricks.as_strided(memory, shape, in_bytes))
         return Held(owner.view, owner)
+
+    def keep(self, owners: Sequence[Any], /) -> None:
+        self.kept += owners
 
     def wait_for(self, stream: int) -> None:
         assert stream != self.stream

@@ -50,6 +50,13 @@ def test_memory_is_asked_for_once_on_the_stream_at_work(emulated_device):
     assert arrays["dout"].streams == []
 
 
+def test_foreign_memory_is_kept_until_the_work_is_done(emulated_device):
+    """A capsule that went with the call would let its library hand the memory out anew."""
+    call_forward(CASE, **on_device(CASE))
+    kept = emulated_device.engine.kept
+    assert [type(owner).__name__ for owner in kept] == ["PyCapsule"] * 4
+
+
 def test_the_default_stream_has_a_number_of_its_own_in_dlpack(emulated_device):
     emulated_device.engine.stream = 0
     arrays = on_device(CASE)
@@ -170,7 +177,7 @@ def interfaces(emulated_device, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "permuted", "strided"])
-def test_the_cuda_array_interface(interfaces, layout):
+def test_the_cuda_array_interface(emulated_device, interfaces, layout):
     case = make_case((5, 7), layout=layout)
     arrays = [
         Interface(getattr(case, name), stream)
@@ -181,6 +188,7 @@ def test_the_cuda_array_interface(interfaces, layout):
     assert_matches_reference(case, out=out.array)
     # Work begins when what is under way on the arrays' streams has ended.
     assert interfaces == [5, 9]
+    assert emulated_device.engine.kept == arrays
 
 
 def test_a_masked_cuda_array_is_refused(interfaces):
@@ -189,10 +197,18 @@ def test_a_masked_cuda_array_is_refused(interfaces):
         crisscross.criss_cross_attention(masked, *(Interface(x) for x in (CASE.k, CASE.v)))
 
 
-def test_a_library_that_takes_nothing_over_is_named(interfaces, monkeypatch):
+def test_a_library_that_takes_nothing_over_is_named(emulated_device, interfaces, monkeypatch):
     monkeypatch.delattr(sys.modules["interfaces"], "asarray")
     with pytest.raises(crisscross.BridgeError, match=r"takes over CUDA arrays .* got interfaces"):
         crisscross.criss_cross_attention(*(Interface(x) for x in (CASE.q, CASE.k, CASE.v)))
+    assert emulated_device.engine.launches == []
+
+
+def test_an_address_within_an_element_is_refused(interfaces):
+    odd = Interface(CASE.q)
+    odd.changes["data"] = (odd.array.ctypes.data + 2, False)
+    with pytest.raises(crisscross.BridgeError, match=r"q: expected an address and strides that"):
+        crisscross.criss_cross_attention(odd, *(Interface(x) for x in (CASE.k, CASE.v)))
 
 
 def convert(value):
@@ -240,9 +256,7 @@ def test_memory_that_is_not_what_its_owner_said(emulated_device):
     liar = to_device(CASE.q)
     liar.shape = (*CASE.q.shape[:-1], 6)
     others = [to_device(x[..., :6]) for x in (CASE.k, CASE.v)]
-    with pytest.raises(
-        crisscross.BridgeError, match=r"q: expected the float32 .* from its __dlpack__"
-    ):
+    with pytest.raises(crisscross.BridgeError, match=r"q: expected the float32 .* from its memory"):
         crisscross.criss_cross_attention(liar, *others)
     assert emulated_device.engine.launches == []
 

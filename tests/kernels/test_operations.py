@@ -28,16 +28,22 @@ from tests.ops.test_matches_reference import (  # noqa: F401
     test_ca_softmax_of_large_energies,
     test_ca_weight,
     test_energies_beyond_float16,
+    test_larger_sizes,
     test_merge,
     test_nothing_at_all,
     test_port_layout,
     test_vectors_of_a_multiple_of_512_bytes,
 )
 from tests.ops.test_nonfinite import (  # noqa: F401
+    test_a_strip_of_one_without_itself,
     test_infinite_values_stay_infinite,
+    test_keys_without_any_weight_are_no_keys,
     test_masked_keys_are_never_read,
     test_masked_keys_get_no_gradient_even_from_nan,
+    test_merging_at_a_huge_lse,
+    test_merging_ignores_what_a_keyless_part_holds,
     test_nan_of_the_oracle_is_nan,
+    test_no_warning_escapes,
     test_poison_reaches_no_further_than_in_the_oracle,
     test_positions_without_keys_have_no_part,
     test_the_reach_of_one_position,
@@ -46,6 +52,11 @@ from tests.support.calls import run_axial, run_whole
 from tests.support.properties import law
 
 pytestmark = pytest.mark.usefixtures("device")
+
+
+@pytest.fixture
+def backend():
+    """Ask for no backend by name: `device` has it that all arrays are on the device."""
 
 
 @pytest.fixture

@@ -35,6 +35,12 @@ LIMITS = {
 }
 
 
+@pytest.fixture(params=["cpu", "reference"])
+def backend(request):
+    """Name both backends of the CPU; where kernels are tested, the fixture names theirs."""
+    return request.param
+
+
 @pytest.fixture(params=list(LIMITS))
 def cpu_path(request, monkeypatch):
     """Compute the small problems of the tests in one of the ways, whatever their size."""

@@ -124,14 +124,13 @@ def test_ca_softmax(size, seed, dtype, layout):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_ca_softmax_of_large_energies(dtype):
+def test_ca_softmax_of_large_energies(backend, dtype):
     """Energies whose exponentials no dtype holds: only their differences count."""
     energy = np.random.default_rng(0).normal(0, 3, (1, 6, 3, 4)).astype(dtype)
     shift = np.asarray([1e4, -1e4, 3e3], dtype)[:, None]
     shifted = energy + shift
     exact = crisscross.ca_softmax((shifted - shift).astype(np.float64), backend="reference")
-    for backend in ("cpu", "reference"):
-        assert_close(crisscross.ca_softmax(shifted, backend=backend), exact, dtype, 1)
+    assert_close(crisscross.ca_softmax(shifted, backend=backend), exact, dtype, 1)
 
 
 @law(**{**MAP_CASES, "dtype": st.sampled_from(("float32", "float64"))})
@@ -190,7 +189,6 @@ def test_larger_sizes(case):
     assert_matches_reference(case, **run_whole(case))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("spatial", [(0,), (0, 5), (5, 0), (3, 0, 2), (0, 0)])
 def test_nothing_at_all(spatial, backend):
     """An image without positions has a result without elements."""

@@ -9,7 +9,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import given
@@ -30,8 +30,8 @@ class Place:
 
     suffix: str = ""
     examples: int = FEWEST_A_LAW
-    tried: int = 0
-    limited: bool = False
+    tried: Counter[int] = field(default_factory=Counter)  # by law
+    failing: bool = False
 
 
 _place = Place()
@@ -39,14 +39,16 @@ _place = Place()
 
 @contextmanager
 def counted_as(place: str, examples: int) -> Iterator[None]:
-    """Try a test in another place, with so many examples, and count them by its name.
+    """Try the laws of a test in another place, with so many examples each, counted by its name.
 
     Hypothesis settles the number when a law is defined; further ones are drawn, and pass.
     """
     global _place
-    before, _place = _place, Place(f" {place}", examples, limited=examples < FEWEST_A_LAW)
-    yield
-    _place = before
+    before, _place = _place, Place(f" {place}", examples)
+    try:
+        yield
+    finally:
+        _place = before
 
 
 def law(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -58,16 +60,18 @@ def law(*strategies: Any, **named: Any) -> Callable[[Callable[..., None]], Calla
         @functools.wraps(test)
         def counted(*args: Any, **kwargs: Any) -> None:
             place = _place
-            if place.limited and place.tried >= place.examples:
+            ASKED_FOR[name + place.suffix] = place.examples
+            EXAMPLES[name + place.suffix] += 0
+            enough = place.tried[id(counted)] >= place.examples < FEWEST_A_LAW
+            if enough and not place.failing:
                 return
             try:
                 test(*args, **kwargs)
             except BaseException:
-                place.limited = False  # Hypothesis looks for a smaller example
+                place.failing = True  # Hypothesis looks for a smaller example
                 raise
-            place.tried += 1
+            place.tried[id(counted)] += 1
             EXAMPLES[name + place.suffix] += 1
-            ASKED_FOR[name + place.suffix] = place.examples
 
         return given(*strategies, **named)(counted)
 
