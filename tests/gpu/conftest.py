@@ -6,16 +6,23 @@ from typing import Any
 
 import pytest
 
-from crisscross import gpu
+from tests.kernels.devices import EXACT, make_poisoned, require_gpu
 
 
 @pytest.fixture
-def cupy() -> Any:
-    """CuPy, its memory pool empty."""
-    problem = gpu.find_device_problem()
-    if problem is not None:
-        pytest.skip(problem)
-    import cupy
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CuPy, its memory pool empty; what it makes for kernels to write is NaN all over."""
+    cupy = require_gpu()
+    from crisscross.gpu import cupy_engine
 
+    monkeypatch.setattr(cupy_engine, "make_array", make_poisoned)
     cupy.get_default_memory_pool().free_all_blocks()
     return cupy
+
+
+@pytest.fixture
+def pool(cupy: Any) -> Any:
+    """CuPy's memory pool, for tests of it and of what needs memory without asking CUDA."""
+    if EXACT:
+        pytest.skip("KERNEL_MEMORY is exact: there is no pool")
+    return cupy.get_default_memory_pool()

@@ -17,7 +17,16 @@ from crisscross.bridge import native
 from crisscross.dispatch import Held
 from crisscross.ops.backends import Choice, choose_backend
 from tests.emulator.launch import Schedule
-from tests.emulator.memory import place
+from tests.kernels.devices import (
+    BENCHES,
+    Bench,
+    copy_from_gpu,
+    copy_to_emulator,
+    copy_to_gpu,
+    make_poisoned,
+    open_gpu,
+    require_gpu,
+)
 from tests.kernels.emulated import EmulatedArray, EmulatorEngine
 from tests.kernels.sweep import FULL
 from tests.support.properties import FEWEST_A_LAW, counted_as
@@ -38,12 +47,8 @@ class EmulatedDevice:
         yield gpu.GpuBackend(self.engine)
 
     @staticmethod
-    def copy_in(array: np.ndarray) -> EmulatedArray:
-        return EmulatedArray(place(array))
-
-    @staticmethod
     def hold(array: np.ndarray, _stream: int) -> Held:
-        copy = EmulatedArray(place(array))
+        copy = copy_to_emulator(array)
         return Held(copy.view, copy)
 
     @staticmethod
@@ -52,33 +57,22 @@ class EmulatedDevice:
 
 
 class CupyDevice:
-    """The current GPU."""
+    """The first GPU."""
 
     @staticmethod
     def open(_device: str, stream: int | None, make: Any) -> Any:
-        return gpu.open_device("cuda:0", stream, make)
+        assert stream is None and make is None
+        return open_gpu("cuda:0", None, make_poisoned)
 
     @staticmethod
-    def copy_in(array: np.ndarray) -> Any:
-        """Copy an array to memory of its extent, strides and all."""
-        import cupy
-
-        low, high = np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
-        memory = cupy.full(max(high - low, 1), 0xFF, cupy.uint8)
-        first = array.ctypes.data - low if array.size else 0
-        copy = cupy.ndarray(array.shape, array.dtype, memory.data + first, array.strides)
-        copy[...] = cupy.asarray(np.ascontiguousarray(array))
-        return copy
-
-    def hold(self, array: np.ndarray, stream: int) -> Held:
+    def hold(array: np.ndarray, stream: int) -> Held:
         from crisscross.gpu import cupy_arrays
 
-        return cupy_arrays.hold(self.copy_in(array), stream)
+        return cupy_arrays.hold(copy_to_gpu(array), stream)
 
     @staticmethod
     def take(owner: Any, _like: Any) -> np.ndarray:
-        result: np.ndarray = owner.get()
-        return result
+        return copy_from_gpu(owner)
 
 
 def _choose(function: str, _device: str, backend: str | None) -> Choice:
@@ -91,19 +85,24 @@ def device(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[EmulatedDevice | CupyDevice]:
     """Let the kernels serve NumPy arrays, which are copied to a device and back."""
-    if request.param == "gpu" and (problem := gpu.find_device_problem()) is not None:
-        pytest.skip(problem)
+    if request.param == "gpu":
+        require_gpu()
     found = EmulatedDevice() if request.param == "emulator" else CupyDevice()
-    open_device = found.open
     monkeypatch.setattr(crisscross.ops.call, "choose_backend", _choose)
     monkeypatch.setattr(native, "find_stream", lambda _array: None, raising=False)
     monkeypatch.setattr(native, "find_maker", lambda _like: None, raising=False)
     monkeypatch.setattr(native, "hold", found.hold, raising=False)
     monkeypatch.setattr(native, "take", found.take, raising=False)
-    if request.param == "emulator":
-        monkeypatch.setattr(gpu, "open_device", open_device)
+    monkeypatch.setattr(gpu, "open_device", found.open)
     with counted_as(f"on the {request.param}", FEWEST_A_LAW if FULL else EXAMPLES_OF_A_SAMPLE):
         yield found
+
+
+@pytest.fixture(params=BENCHES)
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """Give tests a device whose kernels they launch themselves."""
+    made: Bench = request.param()
+    return made
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import crisscross
 from crisscross.bridge import foreign
 from crisscross.testing import assert_matches_reference, make_case
-from tests.emulator.memory import place
+from tests.kernels.devices import copy_to_emulator
 from tests.kernels.emulated import STREAM, EmulatedArray
 from tests.ops.test_errors import TABLE, VALID
 
@@ -20,7 +20,7 @@ CASE = make_case((5, 7), batch=2, heads=2, masked=True)
 
 
 def to_device(array):
-    return EmulatedArray(place(array))
+    return copy_to_emulator(array)
 
 
 def on_device(case):
@@ -143,8 +143,8 @@ class Interface:
     __module__ = "interfaces.core"
 
     def __init__(self, array, stream=None, **changes):
-        self.array = place(array)
-        _memory.append(EmulatedArray(self.array))
+        _memory.append(copy_to_emulator(array))
+        self.array = _memory[-1].array
         self.changes = {"stream": stream, **changes}
 
     @property

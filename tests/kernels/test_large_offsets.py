@@ -1,7 +1,11 @@
-"""Elements more than 2^31 apart: memory that is reserved, and touched where the elements are."""
+"""Elements more than 2^31 apart, and more than 2^31 strips.
+
+Memory is reserved, and touched where the elements are; images lie in the same place, all of them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import mmap
 
@@ -10,7 +14,10 @@ import pytest
 
 from crisscross import reference
 from crisscross.kernels import attention, ccnet
+from crisscross.kernels.geometry import find_strips
+from crisscross.kernels.launch import _fill, compile_kernel
 from crisscross.kernels.merge import merge
+from crisscross.kernels.select import TABLE, configure
 from crisscross.problem import MapProblem, MergeProblem
 from crisscross.testing import assert_matches_reference, make_case
 from crisscross.view import View
@@ -126,3 +133,84 @@ def test_that_elements_are_far_apart():
     far = spread(np.zeros((2, 3), np.float16), 0)
     assert far.strides[0] // far.itemsize > 2**31
     assert math.prod(far.shape) == 6
+
+
+def repeat(view, count):
+    """View an array of one image as one of many, all in the same place."""
+    return View(view.pointer, (count, *view.shape[1:]), (0, *view.strides[1:]), view.dtype)
+
+
+@pytest.mark.parametrize("number", [2**31 - 1, 2**31 + 2, 2**32 + 3, 2**40 + 1])
+def test_numbers_of_strips(bench, number):
+    """One strip of an image far behind: of the heads and columns, it is in the right place."""
+    case = make_case((40, 3), heads=2, axes=(0,), channel_axis=-1)
+    problem, tile = case.problem, TABLE["float32"][0].tile
+    configuration = configure("strip_forward", "float32", tile)
+    strips_of_image = 2 * 3
+    images = number // strips_of_image + 8
+    with bench.open() as engine:
+        given = {name: bench.put(getattr(case, name)) for name in "qkv"}
+        made = {"out": problem.v_shape, "lse": problem.lse_shape}
+        whole, part = (
+            {name: bench.make(shape, "float32") for name, shape in made.items()} for _ in range(2)
+        )
+        attention.attention_forward(engine, problem, **given, key_mask=None, **whole)
+        arrays = {
+            (name, 0): repeat(view if name == "lse" else view.split_heads(2, -1), images)
+            for name, view in {**given, **part}.items()
+        }
+        (strips,) = find_strips(0, arrays)
+        assert strips.count > number and strips.length > tile.rows
+        tiles = -(-strips.length // tile.rows)
+        scalars = {"scale": problem.scale, "head_size_qk": 4, "head_size_v": 4}
+        scalars |= {"include_self": True, "merges": False}
+        argument = _fill(configuration.kernel, strips, number, tiles, scalars)
+        kernel = compile_kernel(engine, configuration)
+        engine.launch(kernel, tiles, tile.threads, argument, configuration.shared_bytes)
+        results = {name: bench.get(view) for name, view in whole.items()}
+        found = {name: bench.get(view) for name, view in part.items()}
+    assert_matches_reference(case, **results)
+    head, column = divmod(number % strips_of_image, 3)
+    expected = {name: np.full_like(x, np.nan) for name, x in results.items()}
+    for name, strip in {
+        "out": np.s_[:, :, column, 4 * head : 4 * head + 4],
+        "lse": np.s_[:, head, :, column],
+    }.items():
+        expected[name][strip] = results[name][strip]
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+class LastBlock:
+    """An engine that takes all blocks for one launch, and runs but the last one of the rows."""
+
+    def __init__(self, engine):
+        self.compile = engine.compile
+        self.limits = dataclasses.replace(engine.limits, grid=2**62)
+        self.first = []
+        self._engine = engine
+
+    def launch(self, kernel, grid, block, argument, shared_bytes):
+        if argument["axis"]["is_row"][0]:
+            argument["axis"]["first"] += grid - 1
+            self.first += argument["axis"]["first"].tolist()
+            self._engine.launch(kernel, 1, block, argument, shared_bytes)
+
+
+def test_numbers_of_blocks(bench):
+    """The last block has but one row, of one pixel: the last image's last."""
+    images = 2**38 + 43
+    rng = np.random.default_rng(0)
+    q, k = (rng.standard_normal((1, 5, 3, 1)).astype(np.float32) for _ in range(2))
+    exact = np.empty((1, 3, 3, 1))
+    wide = {"q": q.astype(float), "k": k.astype(float)}
+    reference.ca_weight(MapProblem(1, 3, 1, "float64"), **wide, energy=exact)
+    exact[0, 0, :2] = exact[0, 1:] = np.nan
+    with bench.open() as engine:
+        last = LastBlock(engine)
+        views = {name: repeat(bench.put(x), images) for name, x in {"q": q, "k": k}.items()}
+        energy = bench.make(exact.shape, "float32")
+        problem = MapProblem(images, 3, 1, "float32")
+        ccnet.ca_weight(last, problem, **views, energy=repeat(energy, images))
+        found = bench.get(energy)
+    assert last.first == [3 * 2**31 + 1]
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)

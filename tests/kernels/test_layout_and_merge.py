@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -12,8 +14,8 @@ from crisscross.kernels.merge import configure_merge, merge
 from crisscross.problem import COMPUTE_DTYPES, MergeProblem
 from crisscross.testing import lay_out, numpy_dtype
 from tests.emulator.launch import Schedule
-from tests.emulator.memory import place
-from tests.kernels.emulated import EmulatedArray, EmulatorEngine
+from tests.kernels.devices import GPU, EmulatedBench
+from tests.kernels.emulated import EmulatorEngine
 
 RNG = np.random.default_rng(0)
 PAIRS = [
@@ -24,37 +26,43 @@ PAIRS = [
 #: Channels first and last, with gaps, backwards, one element off.
 LAYOUTS = ("contiguous", "permuted", "strided", "reversed", "offset")
 
+BENCHES = [
+    *(pytest.param(partial(EmulatedBench, (each, 3)), id=each.name.lower()) for each in Schedule),
+    GPU,
+]
+on_each = pytest.mark.parametrize("bench", BENCHES, indirect=True)
 
-def put(array):
-    """Copy an array to the device, where a step beyond it is seen."""
-    return EmulatedArray(place(array))
 
-
-def make(shape, dtype, layout="contiguous"):
+def make(bench, shape, dtype, layout):
     """Make an array of NaN in a layout."""
-    return put(lay_out(np.full(shape, np.nan, numpy_dtype(dtype)), layout))
+    return bench.put(lay_out(np.full(shape, np.nan, numpy_dtype(dtype)), layout))
 
 
-@pytest.mark.parametrize("schedule", Schedule)
+def assert_compiled(engine, configurations):
+    """Hold what was compiled to what tests are about; a device does not tell."""
+    if isinstance(engine, EmulatorEngine):
+        assert engine.compiled == {(each.kernel, each.options) for each in configurations}
+
+
+@on_each
 @pytest.mark.parametrize(("source_dtype", "dtype"), PAIRS)
-def test_copies_are_exact_or_rounded_once(source_dtype, dtype, schedule):
-    engine = EmulatorEngine(schedule=schedule, seed=3)
-    for shape in ((2, 37, 3, 33), (1, 1, 1, 1), (1, 70, 65)):
-        values = RNG.standard_normal(shape).astype(numpy_dtype(source_dtype))
-        for number, layout in enumerate(LAYOUTS):
-            source = put(lay_out(values, layout))
-            target = make(shape, dtype, LAYOUTS[(number + 2) % len(LAYOUTS)])
-            copy_features(engine, source.view.split_heads(1, 1), target.view.split_heads(1, 1))
-            np.testing.assert_array_equal(target.array, values.astype(numpy_dtype(dtype)))
-    configuration = configure_copy(source_dtype, dtype)
-    assert engine.compiled == {(configuration.kernel, configuration.options)}
+def test_copies_are_exact_or_rounded_once(bench, source_dtype, dtype):
+    with bench.open() as engine:
+        for shape in ((2, 37, 3, 33), (1, 1, 1, 1), (1, 70, 65)):
+            values = RNG.standard_normal(shape).astype(numpy_dtype(source_dtype))
+            for number, layout in enumerate(LAYOUTS):
+                source = bench.put(lay_out(values, layout))
+                target = make(bench, shape, dtype, LAYOUTS[(number + 2) % len(LAYOUTS)])
+                copy_features(engine, source.split_heads(1, 1), target.split_heads(1, 1))
+                copied = bench.get(target)
+                np.testing.assert_array_equal(copied, values.astype(numpy_dtype(dtype)))
+        assert_compiled(engine, [configure_copy(source_dtype, dtype)])
 
 
-@pytest.mark.parametrize("schedule", Schedule)
+@on_each
 @pytest.mark.parametrize(("target_dtype", "dtype"), PAIRS)
-def test_merges_are_rounded_once(target_dtype, dtype, schedule):
+def test_merges_are_rounded_once(bench, target_dtype, dtype):
     """Of few parts, and of more than one launch takes: what they have in common stays wide."""
-    engine = EmulatorEngine(schedule=schedule, seed=3)
     compute = COMPUTE_DTYPES[dtype]
     many = target_dtype == compute
     parts = 2 * MOST_PARTS + 1 if many else 3
@@ -78,30 +86,27 @@ def test_merges_are_rounded_once(target_dtype, dtype, schedule):
         wide = np.longdouble if dtype == "float64" else np.float64
         exact, exact_lse = np.empty(shape, wide), np.empty(lse_shape, wide)
         reference.merge(problem, outs=outs, lses=lses, out=exact, lse=exact_lse)
-        arrays = [[put(array) for array in some] for some in (outs, lses)]
-        out, lse = make(shape, dtype), make(lse_shape, compute)
-        views = [[array.view for array in some] for some in arrays]
-        merge(engine, problem, outs=views[0], lses=views[1], out=out.view, lse=lse.view)
+        with bench.open() as engine:
+            given = [[bench.put(array) for array in arrays] for arrays in (outs, lses)]
+            views = bench.make(shape, dtype), bench.make(lse_shape, compute)
+            merge(engine, problem, outs=given[0], lses=given[1], out=views[0], lse=views[1])
+            out, lse = map(bench.get, views)
+            targets = [dtype, compute] if many else [dtype]
+            assert_compiled(engine, [configure_merge(dtype, target) for target in targets])
         ulp = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype, np.finfo(compute).eps * 8)
-        np.testing.assert_allclose(
-            out.array.astype(wide), exact, rtol=ulp, atol=4 * float(np.finfo(compute).eps) * parts
-        )
-        epsilon = 8 * float(np.finfo(compute).eps)
-        np.testing.assert_allclose(lse.array, exact_lse, rtol=epsilon, atol=epsilon)
-    targets = [dtype, compute] if many else [dtype]
-    assert engine.compiled == {
-        (configuration.kernel, configuration.options)
-        for configuration in (configure_merge(dtype, target) for target in targets)
-    }
+        epsilon = float(np.finfo(compute).eps)
+        np.testing.assert_allclose(out.astype(wide), exact, rtol=ulp, atol=4 * epsilon * parts)
+        np.testing.assert_allclose(lse, exact_lse, rtol=8 * epsilon, atol=8 * epsilon)
 
 
-def test_memory_behind_the_ends_is_left_alone():
+def test_memory_behind_the_ends_is_left_alone(bench):
     """A target within a larger array: what surrounds it stays."""
-    frame = np.full((2, 41, 5, 39), np.nan, np.float32)
-    framed = put(frame)
-    inner = EmulatedArray(framed.array[:, 2:-2, 1:-1, 3:-3])
-    values = RNG.standard_normal(inner.shape).astype(np.float32)
-    source = put(values)
-    copy_features(EmulatorEngine(), source.view.split_heads(1, 1), inner.view.split_heads(1, 1))
-    np.testing.assert_array_equal(inner.array, values)
-    assert np.isnan(framed.array).sum() == frame.size - values.size
+    shape = (2, 41, 5, 39)
+    values = RNG.standard_normal((2, 37, 3, 33)).astype(np.float32)
+    with bench.open() as engine:
+        framed, source = bench.make(shape, "float32"), bench.put(values)
+        inner = framed.narrow(1, 2, 37).narrow(2, 1, 3).narrow(3, 3, 33)
+        copy_features(engine, source.split_heads(1, 1), inner.split_heads(1, 1))
+        frame = bench.get(framed)
+    np.testing.assert_array_equal(frame[:, 2:-2, 1:-1, 3:-3], values)
+    assert np.isnan(frame).sum() == frame.size - values.size

@@ -8,20 +8,14 @@ import pytest
 from crisscross.kernels import attention
 from crisscross.kernels.select import STRIP_KERNELS, TABLE, Selection, configure
 from crisscross.testing import assert_matches_reference, make_case
-from tests.emulator.launch import Schedule
-from tests.emulator.memory import allocate, place
-from tests.kernels.emulated import EmulatedArray, EmulatorEngine
+from tests.kernels.devices import EmulatedBench
+from tests.kernels.emulated import EmulatorEngine
 from tests.kernels.sweep import sample
 
 TILES = [
     pytest.param(dtype, row.tile, id=f"{dtype}-{row.tile}".replace(" ", "-"))
     for dtype, rows in TABLE.items()
     for row in rows
-]
-SCHEDULES = [
-    (Schedule.ASCENDING, 0),
-    (Schedule.DESCENDING, 0),
-    *((schedule, seed) for seed in (1, 2) for schedule in Schedule if "SHUFFLED" in schedule.name),
 ]
 
 
@@ -43,6 +37,7 @@ def find_cases(tile):
             {"axes": (1,), "include_self": False, "head_size_qk": 8, "head_size_v": 16},
         ),
         "a single position": ((1, 1), {"head_size_qk": 1, "head_size_v": 1}),
+        "heads of CCNet": ((3, 9), {"head_size_qk": 64, "head_size_v": 512}),
     }
 
 
@@ -50,38 +45,39 @@ def wide(tile):
     return tile.channels // tile.thread_columns
 
 
-def run(case, tile, monkeypatch, *, schedule, seed):
+def run(bench, case, tile, monkeypatch, order=None):
     """Run forward and backward on views, with one tile for all strips."""
     monkeypatch.setattr(attention, "select", lambda *_: Selection(tile, "asked for by a test"))
-    engine = EmulatorEngine(schedule=schedule, seed=seed)
     problem = case.problem
-    names = ("q", "k", "v", "key_mask", "dout", "dlse")
-    arrays = {
-        name: None if (array := getattr(case, name)) is None else EmulatedArray(place(array))
-        for name in names
-    }
-    shapes = {"out": "v", "dq": "q", "dk": "k", "dv": "v"}
-    for name, like in shapes.items():
-        given = getattr(case, like)
-        arrays[name] = EmulatedArray(allocate(given.shape, given.dtype))
-    arrays["lse"] = EmulatedArray(allocate(problem.lse_shape, problem.compute_dtype))
-    views = {name: None if array is None else array.view for name, array in arrays.items()}
-    forward = ("q", "k", "v", "key_mask", "out", "lse")
-    attention.attention_forward(engine, problem, **{name: views[name] for name in forward})
-    attention.attention_backward(engine, problem, **views)
+    given = {name: getattr(case, name) for name in ("q", "k", "v", "key_mask", "dout", "dlse")}
+    with bench.open(order) as engine:
+        if tile.count_shared_bytes(problem.dtype) > engine.limits.shared_bytes:
+            pytest.skip(f"the device has not the shared memory for tiles of {tile}")
+        views = {name: None if x is None else bench.put(x) for name, x in given.items()}
+        for name, like in {"out": case.v, "dq": case.q, "dk": case.k, "dv": case.v}.items():
+            views[name] = bench.make(like.shape, problem.dtype)
+        views["lse"] = bench.make(problem.lse_shape, problem.compute_dtype)
+        forward = ("q", "k", "v", "key_mask", "out", "lse")
+        attention.attention_forward(engine, problem, **{name: views[name] for name in forward})
+        attention.attention_backward(engine, problem, **views)
+        if isinstance(engine, EmulatorEngine):
+            assert find_expected(problem, tile) <= engine.compiled
+        return {name: bench.get(views[name]) for name in ("out", "lse", "dq", "dk", "dv")}
+
+
+def find_expected(problem, tile):
+    """Find what is to be compiled."""
     partial_dtype = problem.compute_dtype if len(problem.axes) > 2 else problem.dtype
-    expected = {
-        (configuration.kernel, configuration.options)
+    configurations = [
+        configure(kernel, problem.dtype, tile, partial_dtype=partial_dtype)
         for kernel in STRIP_KERNELS
-        for configuration in [configure(kernel, problem.dtype, tile, partial_dtype=partial_dtype)]
-    }
-    assert expected <= engine.compiled
-    return {name: arrays[name].array for name in (*shapes, "lse")}
+    ]
+    return {(each.kernel, each.options) for each in configurations}
 
 
 @pytest.mark.parametrize("name", list(find_cases(TABLE["float32"][0].tile)))
 @pytest.mark.parametrize(("dtype", "tile"), sample(TILES, 9, "strips"))
-def test_every_tile(monkeypatch, dtype, tile, name):
+def test_every_tile(bench, monkeypatch, dtype, tile, name):
     spatial, options = find_cases(tile)[name]
     # Read as they are, and copied to have their channels side by side.
     for channel_axis in sample([-1, 1], 1, f"{dtype}{tile}{name}"):
@@ -89,17 +85,16 @@ def test_every_tile(monkeypatch, dtype, tile, name):
             case = make_case(
                 spatial, dtype=dtype, masked=masked, channel_axis=channel_axis, **options
             )
-            for schedule, seed in sample(SCHEDULES, 1, f"{masked}{name}{dtype}{tile}"):
-                results = run(case, tile, monkeypatch, schedule=schedule, seed=seed)
+            for order in sample(bench.orders, 1, f"{masked}{name}{dtype}{tile}"):
+                results = run(bench, case, tile, monkeypatch, order)
                 assert_matches_reference(case, **results)
 
 
 def test_no_schedule_changes_a_bit(monkeypatch):
     case = make_case((37, 5), heads=2, masked=True, channel_axis=-1)
     tile = TABLE["float32"][0].tile
-    found = [
-        run(case, tile, monkeypatch, schedule=schedule, seed=seed) for schedule, seed in SCHEDULES
-    ]
+    bench = EmulatedBench()
+    found = [run(bench, case, tile, monkeypatch, order) for order in bench.orders]
     for results in found[1:]:
         for name, array in results.items():
             np.testing.assert_array_equal(array, found[0][name])

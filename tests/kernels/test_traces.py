@@ -8,7 +8,14 @@ from crisscross.kernels.catalogue import all_configurations
 from crisscross.kernels.select import TABLE
 from crisscross.problem import COMPUTE_DTYPES
 from tests.kernels.sweep import sample
-from tests.kernels.traces import divide, trace_ccnet, trace_layout, trace_strips
+from tests.kernels.traces import (
+    divide,
+    trace_ccnet,
+    trace_layout,
+    trace_streams,
+    trace_strips,
+    trace_sums,
+)
 
 #: Kernel -> most wavefronts over bytes / 128, most sectors over bytes / 32; counted, and a little.
 BUDGETS = {
@@ -47,6 +54,16 @@ def test_strips(dtype, row):
     costs = trace_strips(dtype, row)
     assert len(costs) == 3
     hold(costs)
+
+
+@pytest.mark.parametrize(("dtype", "row"), sample(STRIPS, 4, "ragged tiles"))
+def test_strips_of_several_ragged_tiles(dtype, row):
+    """There is no budget: sizes are odd, and rows lie across sectors."""
+    assert len(trace_streams(dtype, row)) == 3
+
+
+def test_sums_over_three_axes():
+    assert len(trace_sums()) == 4
 
 
 @pytest.mark.parametrize("dtype", sample(list(COMPUTE_DTYPES), 2, "traces"))
