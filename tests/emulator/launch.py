@@ -24,6 +24,8 @@ _ALL_BLOCKS = range(2**63)
 
 # A library is loaded once in a process, and has room for one launch.
 _LOCK = Lock()
+#: The library that launched last, and has the stacks of its threads still.
+_last: ctypes.CDLL | None = None
 
 
 class Schedule(IntEnum):
@@ -166,6 +168,7 @@ class Module:
         report = _Report()
         run = getattr(self._library, f"emulator_launch_{kernel}")
         with _LOCK:
+            self._take_over()
             self._library.emulator_set_shared(self._shared, len(self._shared))
             self._library.emulator_set_arrays(named, len(named))
             failed = run(ctypes.byref(request), pointers, ctypes.byref(report))
@@ -176,6 +179,13 @@ class Module:
             error = name_places(report.error.decode(errors="replace"), self._path, self._base)
             raise LaunchError(f"{kernel} ({self._source.name}), {error}")
         return Result(report.blocks, report.switches, report.barriers, report.collectives, trace)
+
+    def _take_over(self) -> None:
+        """Let the library that launched before release its stacks."""
+        global _last
+        if _last is not None and _last is not self._library:
+            _last.emulator_release_stacks()
+        _last = self._library
 
     def _pack(self, kernel: str, arguments: Sequence[Any]) -> list[Any]:
         """Turn arguments into the bytes that the kernel's parameters take."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,6 +229,21 @@ def test_errors_name_line_block_and_thread(name):
     with pytest.raises(LaunchError, match=message) as caught:
         load_wrong().launch(name, (2,), (64,), (np.zeros(64, np.int32),))
     assert caught.match(WRONG[name][1])
+
+
+def test_many_modules_share_one_set_of_stacks():
+    """A stack is two mappings of memory, and a process may have 65,530."""
+    text = 'extern "C" __global__ void none() {}'
+    modules = [Module(Source(text, options=(f"-DNUMBER={number}",))) for number in range(3)]
+
+    def count_mappings():
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    modules[0].launch("none", (1,), (512,), ())
+    before = count_mappings()
+    for module in modules * 2:
+        module.launch("none", (1,), (512,), ())
+    assert count_mappings() < before + 100
 
 
 def test_after_an_error_the_module_still_works():

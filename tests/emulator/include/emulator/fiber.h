@@ -119,13 +119,15 @@ class Fiber {
 #endif
 };
 
-// Stacks for a number of fibers, a guard page below each; kept from launch to launch.
+// Stacks for a number of fibers, a guard page below each; kept from launch to launch, and released
+// before another library launches: two mappings a thread in each of a hundred libraries are more than
+// a process may have.
 class Stacks {
  public:
   char* reserve(uint32_t count, size_t bytes) {
     size_t each = bytes + guard, needed = each * count;
     if (memory_ && bytes == bytes_ && needed <= total_) return memory_;
-    if (memory_) munmap(memory_, total_);
+    release();
     void* fresh = mmap(nullptr, needed, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     memory_ = fresh == MAP_FAILED ? nullptr : static_cast<char*>(fresh);
@@ -134,6 +136,15 @@ class Stacks {
     if (memory_)
       for (uint32_t i = 0; i < count; i++) mprotect(memory_ + each * i, guard, PROT_NONE);
     return memory_;
+  }
+
+  void release() {
+    if (!memory_) return;
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(memory_, total_);  // frames that no function returned from
+#endif
+    munmap(memory_, total_);
+    memory_ = nullptr;
   }
 
   char* at(uint32_t i) const { return memory_ + (bytes_ + guard) * i + guard; }

@@ -245,6 +245,7 @@ inline int list_sizes(void (*)(A...), uint32_t* sizes) {
     return emulator::launch(#name, entry, request, arguments, report);                 \
   }
 
+EMULATOR_PUBLIC inline void emulator_release_stacks() { emulator::stacks.release(); }
 EMULATOR_PUBLIC inline void emulator_set_shared(const emulator::Variable* first, uint32_t count) {
   emulator::shared_variables = {first, count};
 }
