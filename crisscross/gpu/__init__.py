@@ -49,11 +49,18 @@ def find_device_problem() -> str | None:
     if not installed:
         return f"CuPy is not installed: {_INSTALL}"
     if len(installed) > 1:
+        # They own the same files: what is left after uninstalling one of them does not import.
         names = " and ".join(installed)
-        return f"{names} are both installed and exclude each other: uninstall one of them"
+        return (
+            f"{names} are installed together and exclude each other: uninstall all of them, then "
+            "install one"
+        )
     try:
         import cupy
-
+    except Exception as error:  # whatever is wrong with an installation
+        (name,) = installed
+        return f"{name} is installed and does not import ({type(error).__name__}: {error})"
+    try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # a broken driver shows as many different errors
         return f"no usable CUDA driver or device ({type(error).__name__}: {error})"

@@ -47,8 +47,8 @@ ONE = {"cupy-cuda12x": "14.0"}
         (
             {**ONE, "cupy-cuda13x": "14.0"},
             1,
-            "cupy-cuda12x and cupy-cuda13x are both installed and exclude each other: "
-            "uninstall one of them",
+            "cupy-cuda12x and cupy-cuda13x are installed together and exclude each other: "
+            "uninstall all of them, then install one",
         ),
         (
             ONE,
@@ -95,7 +95,8 @@ def test_a_fit_device_is_looked_at_once(monkeypatch):
 def test_a_cupy_that_does_not_import(monkeypatch):
     monkeypatch.setattr(gpu, "find_cupy", lambda: ONE)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert gpu.find_device_problem().startswith("no usable CUDA driver or device (ModuleNotFound")
+    expected = "cupy-cuda12x is installed and does not import (ModuleNotFoundError: "
+    assert gpu.find_device_problem().startswith(expected)
 
 
 def test_distributions_are_found_without_importing_them(monkeypatch):

@@ -21,7 +21,7 @@ from tests.emulator.memory import allocate, place
 from tests.kernels.emulated import EmulatedArray, EmulatorEngine
 
 #: Each array on a GPU in an allocation of its own, where `compute-sanitizer` sees a step beyond it.
-EXACT = os.environ.get("KERNEL_MEMORY") == "exact"
+EXACT = {"": False, "exact": True}[os.environ.get("KERNEL_MEMORY", "")]
 #: What NumPy and CuPy align memory to, at the least; arrays that are off it stay off it.
 _ALIGNMENT = 16
 #: A schedule of the emulator's, and its seed.

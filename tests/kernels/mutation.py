@@ -371,6 +371,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for mutant in list_mutants(sources)
         if not options.filters or any(each in str(mutant) for each in options.filters)
     ]
+    if not mutants or options.jobs < 1:
+        parser.error("no mutant fits the filters" if options.jobs > 0 else "--jobs: at least 1")
     if options.list:
         print(*mutants, sep="\n")
         return 0
