@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +37,7 @@ __all__ = [
 
 #: Libraries that `to_dlpack` takes by name; any other needs an array of its own to be found by.
 _NAMED_LIBRARIES = ("numpy", "torch", "jax")
+T = TypeVar("T")
 _ANY_ARRAY = "an array of NumPy, CuPy, PyTorch, JAX or any library that speaks DLPack"
 
 
@@ -58,45 +60,34 @@ def _name_type(value: object) -> str:
 
 def share(findings: Findings, name: str, array: Any, adapter: Adapter) -> np.ndarray | None:
     """View an argument that `describe` let pass; report what its library says if it refuses."""
-    try:
-        return adapter.to_numpy(array)
-    except Exception as error:  # libraries raise BufferError, RuntimeError, TypeError, ...
-        _report(findings, name, error)
-        return None
+    return _ask(findings, name, adapter.to_numpy, array)
 
 
 def give_back(findings: Findings, name: str, array: np.ndarray, adapter: Adapter, like: Any) -> Any:
     """Hand a NumPy array's memory to a library; report it if the library cannot take it."""
-    try:
-        return adapter.from_numpy(array, like)
-    except Exception as error:  # as above
-        _report(findings, name, error)
-        return None
+    return _ask(findings, name, adapter.from_numpy, array, like)
 
 
 def hold(findings: Findings, name: str, array: Any, adapter: Adapter, stream: int) -> Held | None:
     """View an argument's memory on a device; report what its library says if it refuses."""
-    try:
-        return adapter.hold(array, stream)
-    except Exception as error:  # as above
-        _report(findings, name, error)
-        return None
+    return _ask(findings, name, adapter.hold, array, stream)
 
 
 def find_maker(findings: Findings, name: str, adapter: Adapter, like: Any) -> Make | None:
     """Find what makes arrays for a library; report it if the library could not take any."""
-    try:
-        return adapter.find_maker(like)
-    except Exception as error:  # as above
-        _report(findings, name, error)
-        return None
+    return _ask(findings, name, adapter.find_maker, like)
 
 
 def take(findings: Findings, name: str, owner: Any, adapter: Adapter, like: Any) -> Any:
     """Hand an array on a device to a library; report it if the library cannot take it."""
+    return _ask(findings, name, adapter.take, owner, like)
+
+
+def _ask(findings: Findings, name: str, function: Callable[..., T], *arguments: Any) -> T | None:
+    """Call what a library provides; report it, and return None, if the library refuses."""
     try:
-        return adapter.take(owner, like)
-    except Exception as error:  # as above
+        return function(*arguments)
+    except Exception as error:  # libraries raise BufferError, RuntimeError, TypeError, ...
         _report(findings, name, error)
         return None
 

@@ -6,6 +6,7 @@ Functions take views where a `Backend` takes arrays.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 
 import numpy as np
 
@@ -63,6 +64,7 @@ _PORTS_SIDE = 32
 _PORTS_ROWS = 8
 
 
+@cache
 def configure(kernel: str, dtype: str) -> Configuration:
     """Put together the configuration of one of `FEATURE_KERNELS` or `MAP_KERNELS`."""
     return Configuration(kernel, dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.engine import Engine
 from crisscross.kernels.geometry import merge_positions
@@ -11,6 +13,7 @@ from crisscross.view import View
 _EDGE, _THREADS = 32, 256  # as in copy_features.cu
 
 
+@cache
 def configure_copy(from_dtype: str, to_dtype: str) -> Configuration:
     """Return the configuration that copies, and rounds where the dtypes differ."""
     return Configuration("copy_features", to_dtype, partial_dtype=from_dtype)

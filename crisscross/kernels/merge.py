@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 from crisscross.kernels.arguments import MOST_PARTS
 from crisscross.kernels.configuration import Configuration
@@ -16,6 +17,7 @@ from crisscross.view import View, find_strides
 _ROWS, _THREADS = 32, 256  # as in merge.cu
 
 
+@cache
 def configure_merge(dtype: str, target_dtype: str) -> Configuration:
     """Return the configuration that merges parts of a dtype into an array of another."""
     return Configuration("merge", dtype, partial_dtype=target_dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from crisscross.kernels.configuration import Configuration, Tile
 from crisscross.kernels.engine import Limits
@@ -27,26 +28,28 @@ class Row:
     reason: str
 
 
+_SHORT = "a short strip is one tile, of few threads, so that many blocks share a multiprocessor"
+_ONE_TILE = "all keys of a strip in one tile: weights are computed once"
 _SINGLE = (
     Row(
         Tile(32, 32, 64, depth=32, slice=16, thread_rows=8, thread_columns=8),
         32,
-        "a short strip is one tile, of few threads, so that many blocks share a multiprocessor",
+        _SHORT,
     ),
     Row(
         Tile(64, 64, 128, depth=32, slice=16, thread_rows=16, thread_columns=16),
         64,
-        "all keys of a strip in one tile: weights are computed once",
+        _ONE_TILE,
     ),
     Row(
         Tile(64, 112, 128, depth=32, slice=16, thread_rows=16, thread_columns=16),
         112,
-        "all keys of a strip in one tile: weights are computed once",
+        _ONE_TILE,
     ),
     Row(
         Tile(64, 144, 128, depth=32, slice=16, thread_rows=16, thread_columns=16),
         144,
-        "all keys of a strip in one tile: weights are computed once",
+        _ONE_TILE,
     ),
     Row(
         Tile(32, 64, 512, depth=32, slice=16, thread_rows=8, thread_columns=32),
@@ -58,12 +61,12 @@ _DOUBLE = (
     Row(
         Tile(32, 32, 64, depth=16, slice=16, thread_rows=8, thread_columns=8),
         32,
-        "a short strip is one tile, of few threads, so that many blocks share a multiprocessor",
+        _SHORT,
     ),
     Row(
         Tile(32, 64, 64, depth=16, slice=16, thread_rows=8, thread_columns=16),
         64,
-        "all keys of a strip in one tile: weights are computed once",
+        _ONE_TILE,
     ),
     Row(
         Tile(16, 32, 256, depth=16, slice=16, thread_rows=4, thread_columns=32),
@@ -85,6 +88,7 @@ class Selection:
     reason: str
 
 
+@cache
 def select(dtype: str, length: int, limits: Limits) -> Selection:
     """Select the tile for strips of a length on a device."""
     passed: list[str] = []
@@ -102,6 +106,7 @@ def select(dtype: str, length: int, limits: Limits) -> Selection:
     raise AssertionError("the last row is for any strip, and fits every architecture")
 
 
+@cache
 def configure(
     kernel: str, dtype: str, tile: Tile, *, partial_dtype: str | None = None
 ) -> Configuration:

@@ -13,8 +13,9 @@ from numpy.lib.array_utils import byte_bounds
 
 from crisscross import gpu
 from crisscross.dispatch import Held
+from crisscross.kernels import attention
 from crisscross.kernels.engine import Engine
-from crisscross.testing import numpy_dtype
+from crisscross.testing import AttentionCase, numpy_dtype
 from crisscross.view import View, find_strides
 from tests.emulator.launch import Schedule
 from tests.emulator.memory import allocate, place
@@ -120,6 +121,20 @@ class GpuBench:
         with open_gpu("cuda:0", None, make_poisoned) as backend:
             yield backend.engine
         self._arrays.clear()
+
+
+def run_attention(bench: Bench, engine: Engine, case: AttentionCase) -> dict[str, View | None]:
+    """Run forward and backward on views of a case's arrays; return all of them by name."""
+    problem = case.problem
+    given = {name: getattr(case, name) for name in ("q", "k", "v", "key_mask", "dout", "dlse")}
+    views = {name: None if x is None else bench.put(x) for name, x in given.items()}
+    for name, like in {"out": case.v, "dq": case.q, "dk": case.k, "dv": case.v}.items():
+        views[name] = bench.make(like.shape, problem.dtype)
+    views["lse"] = bench.make(problem.lse_shape, problem.compute_dtype)
+    forward = ("q", "k", "v", "key_mask", "out", "lse")
+    attention.attention_forward(engine, problem, **{name: views[name] for name in forward})
+    attention.attention_backward(engine, problem, **views)
+    return views
 
 
 #: Either of them, for tests that are given a `bench`.

@@ -46,9 +46,13 @@ class EmulatedArray:
 
     @property
     def view(self) -> View:
-        array = self.array
-        strides = tuple(stride // array.itemsize for stride in array.strides)
-        return View(array.ctypes.data, array.shape, strides, array.dtype.name)
+        return view_of(self.array)
+
+
+def view_of(array: np.ndarray) -> View:
+    """View the memory of a NumPy array."""
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    return View(array.ctypes.data, array.shape, strides, array.dtype.name)
 
 
 class _Tensor(ctypes.Structure):

@@ -21,7 +21,7 @@ from crisscross.kernels.select import TABLE, configure
 from crisscross.problem import MapProblem, MergeProblem
 from crisscross.testing import assert_matches_reference, make_case
 from crisscross.view import View
-from tests.kernels.emulated import EmulatorEngine
+from tests.kernels.emulated import EmulatorEngine, view_of
 
 FAR = 2**31 + 24
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
@@ -38,11 +38,6 @@ def spread(array, axis):
     far = np.ndarray(array.shape, array.dtype, memory, strides=strides)
     far[...] = array
     return far
-
-
-def view(array):
-    strides = tuple(stride // array.itemsize for stride in array.strides)
-    return View(array.ctypes.data, array.shape, strides, array.dtype.name)
 
 
 def empty(shape, dtype):
@@ -62,7 +57,7 @@ def test_attention(monkeypatch, dtype, axis, packs):
     for name, like in {"out": case.v, "dq": case.q, "dk": case.k, "dv": case.v}.items():
         arrays[name] = spread(empty(like.shape, like.dtype), axis)
     arrays["lse"] = spread(empty(problem.lse_shape, problem.compute_dtype), axis)
-    views = {name: view(array) for name, array in arrays.items()}
+    views = {name: view_of(array) for name, array in arrays.items()}
     names = ("q", "k", "v", "key_mask", "out", "lse")
     attention.attention_forward(EmulatorEngine(), problem, **{name: views[name] for name in names})
     attention.attention_backward(EmulatorEngine(), problem, **views)
@@ -83,10 +78,10 @@ def test_merge(axis):
     merge(
         EmulatorEngine(),
         problem,
-        outs=[view(array) for array in far[0]],
-        lses=[view(array) for array in far[1]],
-        out=view(out),
-        lse=view(lse),
+        outs=[view_of(array) for array in far[0]],
+        lses=[view_of(array) for array in far[1]],
+        out=view_of(out),
+        lse=view_of(lse),
     )
     np.testing.assert_allclose(out, exact, rtol=1e-12)
     np.testing.assert_allclose(lse, exact_lse, rtol=1e-12)
@@ -123,7 +118,7 @@ def test_ccnet(name, axis):
     getattr(reference, name)(problem, **inputs, **exact, **options)
     far = {key: spread(array, axis) for key, array in inputs.items()}
     outputs = {key: spread(empty(shape, "f8"), axis) for key, shape in made.items()}
-    views = {key: view(array) for key, array in {**far, **outputs}.items()}
+    views = {key: view_of(array) for key, array in {**far, **outputs}.items()}
     getattr(ccnet, name)(EmulatorEngine(), problem, **views, **options)
     for key, array in outputs.items():
         np.testing.assert_allclose(array, exact[key], rtol=1e-12, atol=1e-12)

@@ -8,7 +8,7 @@ import pytest
 from crisscross.kernels import attention
 from crisscross.kernels.select import STRIP_KERNELS, TABLE, Selection, configure
 from crisscross.testing import assert_matches_reference, make_case
-from tests.kernels.devices import EmulatedBench
+from tests.kernels.devices import EmulatedBench, run_attention
 from tests.kernels.emulated import EmulatorEngine
 from tests.kernels.sweep import sample
 
@@ -49,17 +49,10 @@ def run(bench, case, tile, monkeypatch, order=None):
     """Run forward and backward on views, with one tile for all strips."""
     monkeypatch.setattr(attention, "select", lambda *_: Selection(tile, "asked for by a test"))
     problem = case.problem
-    given = {name: getattr(case, name) for name in ("q", "k", "v", "key_mask", "dout", "dlse")}
     with bench.open(order) as engine:
         if tile.count_shared_bytes(problem.dtype) > engine.limits.shared_bytes:
             pytest.skip(f"the device has not the shared memory for tiles of {tile}")
-        views = {name: None if x is None else bench.put(x) for name, x in given.items()}
-        for name, like in {"out": case.v, "dq": case.q, "dk": case.k, "dv": case.v}.items():
-            views[name] = bench.make(like.shape, problem.dtype)
-        views["lse"] = bench.make(problem.lse_shape, problem.compute_dtype)
-        forward = ("q", "k", "v", "key_mask", "out", "lse")
-        attention.attention_forward(engine, problem, **{name: views[name] for name in forward})
-        attention.attention_backward(engine, problem, **views)
+        views = run_attention(bench, engine, case)
         if isinstance(engine, EmulatorEngine):
             assert find_expected(problem, tile) <= engine.compiled
         return {name: bench.get(views[name]) for name in ("out", "lse", "dq", "dk", "dv")}

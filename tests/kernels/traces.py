@@ -23,7 +23,7 @@ from crisscross.testing import AttentionCase, make_case, numpy_dtype
 from crisscross.view import View
 from tests.emulator.build import Mode
 from tests.emulator.trace import Total
-from tests.kernels.devices import EmulatedBench
+from tests.kernels.devices import EmulatedBench, run_attention
 from tests.kernels.emulated import EmulatorEngine, load
 
 #: Configuration -> shared and global totals.
@@ -97,19 +97,12 @@ def _trace_attention(
     case: AttentionCase, tile: Tile, engine_type: type[EmulatorEngine] = TracedEngine
 ) -> Costs:
     problem = case.problem
-    given = {name: getattr(case, name) for name in ("q", "k", "v", "key_mask", "dout", "dlse")}
     bench = EmulatedBench(engine=engine_type)
     kept = attention.select
     attention.select = lambda *_: Selection(tile, "asked for")
     try:
         with bench.open() as engine:
-            views = {name: None if x is None else bench.put(x) for name, x in given.items()}
-            for name, like in {"out": case.v, "dq": case.q, "dk": case.k, "dv": case.v}.items():
-                views[name] = bench.make(like.shape, problem.dtype)
-            views["lse"] = bench.make(problem.lse_shape, problem.compute_dtype)
-            names = ("q", "k", "v", "key_mask", "out", "lse")
-            attention.attention_forward(engine, problem, **{n: views[n] for n in names})
-            attention.attention_backward(engine, problem, **views)
+            run_attention(bench, engine, case)
             return _sum_up(engine, f"{problem.dtype}, {tile}")
     finally:
         attention.select = kept
