@@ -45,6 +45,13 @@ extern "C" __global__ void half_warp(const float* in, float* out) {
 extern "C" __global__ void halves(const __half* in, __half* out) {
   out[threadIdx.x] = __hmul(in[threadIdx.x], __float2half(2.0f));
 }
+// Rows of 36 for a warp of 32: some lanes come by once more than others.
+extern "C" __global__ void rows(float* out, int together) {
+  for (int row = 0; row < 8; row++) {
+    for (int i = threadIdx.x; i < 36; i += 32) out[row * 36 + i] = 1.0f;
+    if (together) __syncwarp();
+  }
+}
 extern "C" __global__ void add(float* out) { atomicAdd(out + threadIdx.x, 1.0f); }
 extern "C" __global__ void shared_fours(const float4* in, float4* out, int pitch) {
   extern __shared__ float4 s[];
@@ -114,6 +121,13 @@ def test_sectors_off_their_boundaries():
     arguments = (place(FLOATS[:32], offset=4), allocate(32, np.float32), np.int32(1))
     trace = load().launch("strided", (1,), (32,), arguments).trace
     assert trace.total("global", kind="read") == Total(1, 5, 4)
+
+
+def test_barriers_bring_lanes_together():
+    apart, together = (run("rows", None, allocate(288, np.float32), np.int32(i)) for i in (0, 1))
+    # Each second row begins in the middle of a sector.
+    assert together.total("global") == Total(16, 4 * (4 + 1) + 4 * (5 + 1), 8 * (4 + 1))
+    assert apart.total("global") == Total(16, 47, 40)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,14 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint3
                               const float (&c)[4], EMULATOR_SITE) {
   mma_m16n8<BFloat16, 16>(d, a, b, c, {"mma.m16n8k16.bf16", file, line});
 }
+inline void mma_m16n8k8_f16(float (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1],
+                            const float (&c)[4], EMULATOR_SITE) {
+  mma_m16n8<Float16, 8>(d, a, b, c, {"mma.m16n8k8.f16", file, line});
+}
+inline void mma_m16n8k8_bf16(float (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1],
+                             const float (&c)[4], EMULATOR_SITE) {
+  mma_m16n8<BFloat16, 8>(d, a, b, c, {"mma.m16n8k8.bf16", file, line});
+}
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                              const float (&c)[4], EMULATOR_SITE) {
   mma_m16n8<TFloat32, 8>(d, a, b, c, {"mma.m16n8k8.tf32", file, line});

@@ -64,14 +64,20 @@ inline void add_sectors(Cost& cost, const Instruction& instruction, uint32_t byt
   cost.ideal += (distinct * bytes + 31) / 32;
 }
 
-// The n-th time that a lane comes by a place, it takes part in its warp's n-th instruction there.
+// The n-th time since a barrier that a lane comes by a place, it takes part in its warp's n-th
+// instruction there. Where lanes went apart before, barriers bring them together again.
 class Site {
  public:
   Site(uint32_t bytes, bool shared) : bytes_(bytes), shared_(shared) {}
 
-  void add(uint32_t rank, uint64_t address) {
+  // The clock counts the barriers that the lane has passed.
+  void add(uint32_t rank, uint32_t clock, uint64_t address) {
     if (rank / lanes >= warps_.size()) warps_.resize(rank / lanes + 1);
     Warp& warp = warps_[rank / lanes];
+    if (clock > warp.clock) {
+      for (const Instruction& instruction : warp.open) finish(instruction);
+      warp = Warp{clock};
+    }
     uint32_t lane = rank % lanes, at = warp.times[lane]++ - warp.finished;
     while (at >= warp.open.size()) warp.open.emplace_back();
     Instruction& instruction = warp.open[at];
@@ -92,7 +98,7 @@ class Site {
 
  private:
   struct Warp {
-    uint32_t times[lanes] = {}, finished = 0;
+    uint32_t clock = 0, times[lanes] = {}, finished = 0;
     std::deque<Instruction> open;
   };
 

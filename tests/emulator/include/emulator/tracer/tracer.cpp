@@ -119,7 +119,7 @@ __attribute__((noinline)) void search_and_note(Kind kind, const void* address, u
   uint32_t memory = uint32_t(shadow - tracer.shadows.data());
   SiteKey key{now.place, memory, copy ? Kind::write : kind, bytes};
   auto site = tracer.sites.try_emplace(key, bytes, shadow->memory().shared).first;
-  site->second.add(rank, reinterpret_cast<uint64_t>(address));
+  site->second.add(rank, now.clock, reinterpret_cast<uint64_t>(address));
 }
 
 inline void note(Kind kind, const void* address, uint32_t bytes, const Place& place) {
