@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crisscross.kernels.attention import count_group_images
 from crisscross.kernels.engine import Limits
-from crisscross.kernels.select import select
+from crisscross.kernels.select import DIRECTIONS, select
 from crisscross.problem import AttentionProblem
 
 
@@ -13,10 +13,17 @@ def describe_plan(problem: AttentionProblem, limits: Limits) -> str:
     lines = []
     for axis in problem.axes:
         length = problem.spatial[axis]
-        selection = select(problem.dtype, length, limits)
-        lines.append(
-            f"strips of {length} along axis {axis}: tiles of {selection.tile} ({selection.reason})"
-        )
+        chosen = []
+        for direction in DIRECTIONS:
+            found = select(
+                direction,
+                problem.dtype,
+                length,
+                limits,
+                never_meets_itself=not problem.include_self,
+            )
+            chosen.append(f"{direction} by {found.tile} ({found.reason})")
+        lines.append(f"strips of {length} along axis {axis}: {', '.join(chosen)}")
     images = count_group_images(problem, limits.cache_bytes, 2)
     lines.append(
         f"{images} image(s) at a time; arrays whose channels do not lie side by side are copied "

@@ -29,6 +29,9 @@ def _make_structure(arrays: Sequence[str], scalars: Mapping[str, str]) -> np.dty
 
 
 _SIZES = {"head_size_qk": "i4", "head_size_v": "i4", "include_self": "i4"}
+_FORWARD = _make_structure(
+    ("q", "k", "v", "mask", "before", "out", "lse"), {"scale": "f8", **_SIZES}
+)
 _BACKWARD = _make_structure(
     ("q", "k", "v", "mask", "dout", "out", "lse", "dlse", "delta", "dq", "dk", "dv"),
     {"scale": "f8", **_SIZES, "adds": "i4"},
@@ -37,9 +40,8 @@ _BACKWARD = _make_structure(
 MOST_PARTS = 8
 #: Kernel -> its argument.
 STRUCTURES = {
-    "strip_forward": _make_structure(
-        ("q", "k", "v", "mask", "out", "lse"), {"scale": "f8", **_SIZES, "merges": "i4"}
-    ),
+    "strip_forward": _FORWARD,
+    "strip_forward_mma": _FORWARD,
     "strip_backward_queries": _BACKWARD,
     "strip_backward_keys": _BACKWARD,
     "copy_features": _make_structure(

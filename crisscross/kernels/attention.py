@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from crisscross.dispatch import Held
 from crisscross.kernels.engine import Engine
+from crisscross.kernels.geometry import is_aligned
 from crisscross.kernels.launch import Block, launch_strips
 from crisscross.kernels.layout import copy_features
-from crisscross.kernels.select import configure, select
+from crisscross.kernels.select import Direction, configure_backward, configure_forward, select
+from crisscross.kernels.tiles import FmaTile, Tile
 from crisscross.problem import AttentionProblem
 from crisscross.view import ITEM_BYTES, View, find_strides
+
+#: Bytes that tensor-core kernels move at once, where features begin at multiples of them.
+ALIGNMENT = 16
+#: The arrays that have channels.
+FEATURES = frozenset(("q", "k", "v", "out", "dout", "dq", "dk", "dv"))
+#: What each kernel of the backward makes.
+GRADIENTS = {
+    "strip_backward_queries": ("dq",),
+    "strip_backward_keys": ("dk", "dv"),
+}
 
 
 class _Scratch:
@@ -53,7 +65,7 @@ class _Group:
         if is_direct(view, self.problem.channel_axis):
             return split
         packed = self._pack(name, split, split.dtype)
-        copy_features(self.engine, _join_heads(split), _join_heads(packed))
+        self._copy(split, packed)
         return packed
 
     def write(self, name: str, view: View, dtype: str) -> tuple[View, Callable[[], None]]:
@@ -62,11 +74,20 @@ class _Group:
         if is_direct(view, self.problem.channel_axis) and dtype == view.dtype:
             return split, lambda: None
         packed = self._pack(name, split, dtype)
-        return packed, lambda: copy_features(self.engine, _join_heads(packed), _join_heads(split))
+        return packed, lambda: self._copy(packed, split)
 
     def _pack(self, name: str, split: View, dtype: str) -> View:
+        """Make an array for features; heads begin where kernels move most at once."""
         n, heads, *spatial, size = split.shape
-        return self.scratch.make(name, (n, *spatial, heads * size), dtype).split_heads(heads, -1)
+        vector = ALIGNMENT // ITEM_BYTES[dtype]
+        padded = -(-size // vector) * vector
+        made = self.scratch.make(name, (n, *spatial, heads * padded), dtype)
+        return made.split_heads(heads, -1).narrow(len(split.shape) - 1, 0, size)
+
+    def _copy(self, source: View, target: View) -> None:
+        if all(x.strides[1] == x.shape[-1] * x.strides[-1] for x in (source, target)):
+            source, target = _join_heads(source), _join_heads(target)
+        copy_features(self.engine, source, target)
 
     def mask(self, view: View | None) -> View | None:
         """View a key mask as (N, heads, *S): all heads have the same."""
@@ -97,6 +118,14 @@ def is_direct(view: View, channel_axis: int) -> bool:
     return view.strides[channel_axis] == 1 or view.shape[channel_axis] == 1
 
 
+def can_write_across(tile: Tile, out: View, axis: int) -> bool:
+    """Whether results (N, heads, *S, D) can be written with positions, not channels, side by side.
+
+    The axis is that of the strips.
+    """
+    return not isinstance(tile, FmaTile) and out.strides[2 + axis] == 1
+
+
 def count_group_images(problem: AttentionProblem, cache_bytes: int, arrays: int) -> int:
     """Count the images whose features, of so many arrays like q and like v, the L2 cache holds.
 
@@ -115,6 +144,24 @@ def _find_groups(engine: Engine, problem: AttentionProblem, arrays: int) -> Iter
     count = count_group_images(problem, engine.limits.cache_bytes, arrays)
     for first in range(0, problem.batch, count):
         yield _Group(engine, problem, scratch, first, min(count, problem.batch - first))
+
+
+def _select(engine: Engine, direction: Direction, problem: AttentionProblem, axis: int) -> Tile:
+    return select(
+        direction,
+        problem.dtype,
+        problem.spatial[axis],
+        engine.limits,
+        never_meets_itself=not problem.include_self,
+    ).tile
+
+
+def _are_aligned(arrays: Mapping[str, View | None]) -> bool:
+    return all(
+        is_aligned(view, ALIGNMENT)
+        for name, view in arrays.items()
+        if name in FEATURES and view is not None
+    )
 
 
 def _find_scalars(problem: AttentionProblem, turn: int) -> dict[str, float]:
@@ -145,20 +192,28 @@ def attention_forward(
             "k": group.read("k", k),
             "v": group.read("v", v),
             "mask": group.mask(key_mask),
-            "out": target,
             "lse": group.cut(lse),
         }
+        aligned = _are_aligned({**arrays, "out": target})
         for turn, axis in enumerate(problem.axes):
-            tile = select(problem.dtype, problem.spatial[axis], engine.limits).tile
+            tile = _select(engine, "forward", problem, axis)
+            split = group.split(out)
+            is_last = axis == problem.axes[-1]
+            is_across = is_last and split is not target and can_write_across(tile, split, axis)
             launch_strips(
                 engine,
-                configure("strip_forward", problem.dtype, tile),
+                configure_forward(problem.dtype, tile, is_aligned=aligned, is_across=is_across),
                 axis,
-                arrays,
-                {**_find_scalars(problem, turn), "merges": turn > 0},
-                block=Block(tile.rows, tile.threads),
+                {
+                    **arrays,
+                    "before": None if turn == 0 else target,
+                    "out": split if is_across else target,
+                },
+                _find_scalars(problem, turn),
+                block=Block.of(tile),
             )
-        finish()
+        if not is_across:
+            finish()
 
 
 def attention_backward(
@@ -199,23 +254,31 @@ def attention_backward(
         for name, gradient in (("dq", dq), ("dk", dk), ("dv", dv)):
             targets[name], finish = group.write(name, gradient, partial_dtype)
             finishers.append(finish)
+        given_out = group.read("out", out)
+        aligned = _are_aligned({**arrays, **targets, "out": given_out})
         for turn, axis in enumerate(problem.axes):
-            tile = select(problem.dtype, problem.spatial[axis], engine.limits).tile
-            for kernel, own in (
-                ("strip_backward_queries", ("dq",)),
-                ("strip_backward_keys", ("dk", "dv")),
+            tile = _select(engine, "backward", problem, axis)
+            for configuration in configure_backward(
+                problem.dtype,
+                tile,
+                partial_dtype=partial_dtype,
+                is_aligned=aligned,
+                adds=turn > 0,
             ):
-                given = {**arrays, **{name: targets[name] for name in own}}
-                if turn == 0 and kernel == "strip_backward_queries":
-                    given["out"] = group.read("out", out)
+                given = {
+                    **arrays,
+                    **{name: targets[name] for name in GRADIENTS[configuration.kernel]},
+                }
+                if turn == 0 and "dq" in given:
+                    given["out"] = given_out
                     given["dlse"] = None if dlse is None else group.cut(dlse)
                 launch_strips(
                     engine,
-                    configure(kernel, problem.dtype, tile, partial_dtype=partial_dtype),
+                    configuration,
                     axis,
                     given,
                     {**_find_scalars(problem, turn), "adds": turn > 0},
-                    block=Block(tile.rows, tile.threads),
+                    block=Block.of(tile),
                 )
         for finish in finishers:
             finish()

@@ -68,6 +68,15 @@ def find_strips(axis: int, arrays: Mapping[K, View]) -> Iterator[Strips[K]]:
         )
 
 
+def is_aligned(view: View, byte_count: int) -> bool:
+    """Whether the channels of each position of an array begin at a multiple of so many bytes."""
+    steps = [view.strides[i] for i, size in enumerate(view.shape[:-1]) if size > 1]
+    return all(
+        count % byte_count == 0
+        for count in (view.pointer, *(step * ITEM_BYTES[view.dtype] for step in steps))
+    )
+
+
 def merge_positions(*arrays: View) -> tuple[View, ...]:
     """Take the spatial axes of (N, heads, *S, D) together where all arrays allow it."""
     axes = range(2, len(arrays[0].shape) - 1)

@@ -13,6 +13,7 @@ from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.engine import Engine
 from crisscross.kernels.geometry import Strips, Walk, find_strips
 from crisscross.kernels.source import read_source
+from crisscross.kernels.tiles import Tile
 from crisscross.view import View
 
 _NULL = Walk(0, 0, 0, (0,) * OUTER_AXES)
@@ -20,11 +21,16 @@ _NULL = Walk(0, 0, 0, (0,) * OUTER_AXES)
 
 @dataclass(frozen=True)
 class Block:
-    """The work of a block: so many rows of a strip, a `share`-th of their channels."""
+    """The work of a block: so many rows, a `share`-th of their channels, of so many strips."""
 
     rows: int
     threads: int
     share: int = 1
+    strips: int = 1
+
+    @classmethod
+    def of(cls, tile: Tile) -> Block:
+        return cls(tile.rows, tile.threads, strips=tile.strips)
 
 
 def compile_kernel(engine: Engine, configuration: Configuration) -> Any:
@@ -72,10 +78,10 @@ def launch_strips(
     for strips in find_strips(axis, given):
         tiles = -(-strips.length // block.rows)
         blocks = tiles * block.share
-        most = engine.limits.grid // blocks
+        most = engine.limits.grid // blocks // block.strips * block.strips
         for first in range(0, strips.count, most):
             argument = _fill(configuration.kernel, strips, first, tiles, scalars)
-            grid = min(most, strips.count - first) * blocks
+            grid = -(-min(most, strips.count - first) // block.strips) * blocks
             engine.launch(kernel, grid, block.threads, argument, configuration.shared_bytes)
 
 

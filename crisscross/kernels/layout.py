@@ -8,9 +8,9 @@ from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.engine import Engine
 from crisscross.kernels.geometry import merge_positions
 from crisscross.kernels.launch import Block, launch_strips
-from crisscross.view import View
+from crisscross.view import ITEM_BYTES, View
 
-_EDGE, _THREADS = 32, 256  # as in copy_features.cu
+_CHANNELS, _RUN_BYTES, _THREADS = 32, 512, 256  # as in copy_features.cu
 
 
 @cache
@@ -23,7 +23,7 @@ def copy_features(engine: Engine, source: View, target: View) -> None:
     """Copy features (N, heads, *S, D) into another array, whatever the strides of both."""
     source, target = merge_positions(source, target)
     channels = source.shape[-1]
-    channel_tiles = -(-channels // _EDGE)
+    channel_tiles = -(-channels // _CHANNELS)
     launch_strips(
         engine,
         configure_copy(source.dtype, target.dtype),
@@ -35,7 +35,7 @@ def copy_features(engine: Engine, source: View, target: View) -> None:
             "reads_along_positions": is_along_positions(source),
             "writes_along_positions": is_along_positions(target),
         },
-        block=Block(_EDGE, _THREADS, share=channel_tiles),
+        block=Block(_RUN_BYTES // ITEM_BYTES[source.dtype], _THREADS, share=channel_tiles),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from crisscross import gpu
 from crisscross.dispatch import Held
 from crisscross.kernels import attention
 from crisscross.kernels.engine import Engine
+from crisscross.kernels.select import Direction, Selection
+from crisscross.kernels.tiles import Tile
 from crisscross.testing import AttentionCase, numpy_dtype
 from crisscross.view import View, find_strides
 from tests.emulator.launch import Schedule
@@ -66,7 +68,9 @@ class EmulatedBench:
     )
 
     def __init__(
-        self, order: Order = (Schedule.ASCENDING, 0), engine: type[EmulatorEngine] = EmulatorEngine
+        self,
+        order: Order = (Schedule.ASCENDING, 0),
+        engine: Callable[..., EmulatorEngine] = EmulatorEngine,
     ) -> None:
         self._order, self._engine = order, engine
         self._arrays: dict[View, EmulatedArray] = {}
@@ -123,18 +127,42 @@ class GpuBench:
         self._arrays.clear()
 
 
+def run_forward(bench: Bench, engine: Engine, case: AttentionCase) -> dict[str, View | None]:
+    """Run the forward on views of a case's arrays; return all of them by name."""
+    problem = case.problem
+    given = {name: getattr(case, name) for name in ("q", "k", "v", "key_mask")}
+    views = {name: None if x is None else bench.put(x) for name, x in given.items()}
+    views["out"] = bench.make(case.v.shape, problem.dtype)
+    views["lse"] = bench.make(problem.lse_shape, problem.compute_dtype)
+    attention.attention_forward(engine, problem, **views)
+    return views
+
+
 def run_attention(bench: Bench, engine: Engine, case: AttentionCase) -> dict[str, View | None]:
     """Run forward and backward on views of a case's arrays; return all of them by name."""
-    problem = case.problem
-    given = {name: getattr(case, name) for name in ("q", "k", "v", "key_mask", "dout", "dlse")}
-    views = {name: None if x is None else bench.put(x) for name, x in given.items()}
-    for name, like in {"out": case.v, "dq": case.q, "dk": case.k, "dv": case.v}.items():
-        views[name] = bench.make(like.shape, problem.dtype)
-    views["lse"] = bench.make(problem.lse_shape, problem.compute_dtype)
-    forward = ("q", "k", "v", "key_mask", "out", "lse")
-    attention.attention_forward(engine, problem, **{name: views[name] for name in forward})
-    attention.attention_backward(engine, problem, **views)
+    views = run_forward(bench, engine, case)
+    for name in ("dout", "dlse"):
+        array = getattr(case, name)
+        views[name] = None if array is None else bench.put(array)
+    for name, like in {"dq": case.q, "dk": case.k, "dv": case.v}.items():
+        views[name] = bench.make(like.shape, case.problem.dtype)
+    attention.attention_backward(engine, case.problem, **views)
     return views
+
+
+@contextmanager
+def select_tile(direction: Direction, tile: Tile) -> Iterator[None]:
+    """Select a tile for all strips in one direction, and the other's as ever."""
+    kept = attention.select
+
+    def select(other: Direction, *problem: Any, **options: Any) -> Selection:
+        if other == direction:
+            return Selection(tile, "asked for by a test")
+        return kept(other, *problem, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "select", select)
+        yield
 
 
 #: Either of them, for tests that are given a `bench`.

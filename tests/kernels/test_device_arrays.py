@@ -70,7 +70,8 @@ def test_nothing_is_copied_but_to_lay_channels_side_by_side(emulated_device, dty
     case = make_case((5, 7), dtype=dtype, channel_axis=-1)
     arrays = {name: to_device(getattr(case, name)) for name in "qkv"}
     crisscross.criss_cross_attention(*arrays.values(), **case.options)
-    assert emulated_device.engine.launches == ["strip_forward"] * 2
+    kernel = "strip_forward_mma" if dtype in ("float16", "bfloat16") else "strip_forward"
+    assert emulated_device.engine.launches == [kernel] * 2
     first, _ = emulated_device.engine.arguments
     for name, array in arrays.items():
         assert first[name]["data"] == array.array.ctypes.data
@@ -271,8 +272,8 @@ def test_explain_tells_kernels_tiles_and_groups(emulated_device):
     case = make_case((97, 40), batch=3, head_size_qk=64, head_size_v=512)
     text = str(crisscross.explain(*(to_device(getattr(case, name)) for name in "qkv")))
     assert "backend        gpu: the first that serves cuda:0 memory" in text
-    assert "strips of 97 along axis 0: tiles of 64x112x128 by 256 threads (all keys of" in text
-    assert "strips of 40 along axis 1: tiles of 64x64x128 by 256 threads" in text
+    assert "strips of 97 along axis 0: forward by 64x112x128 by 256 threads (all keys of" in text
+    assert "strips of 40 along axis 1: forward by 64x64x128 by 256 threads" in text
     assert "2 image(s) at a time" in text
     assert "IEEE float32 delivered" in text
 

@@ -17,7 +17,8 @@ from crisscross.kernels import attention, ccnet
 from crisscross.kernels.geometry import find_strips
 from crisscross.kernels.launch import _fill, compile_kernel
 from crisscross.kernels.merge import merge
-from crisscross.kernels.select import TABLE, configure
+from crisscross.kernels.select import TABLES, Selection, configure_forward
+from crisscross.kernels.tiles import FmaTile
 from crisscross.problem import MapProblem, MergeProblem
 from crisscross.testing import assert_matches_reference, make_case
 from crisscross.view import View
@@ -25,6 +26,12 @@ from tests.kernels.emulated import EmulatorEngine, view_of
 
 FAR = 2**31 + 24
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
+
+
+SMALLEST = {
+    "float16": FmaTile(32, 32, 64, 32, 16, 8, 8),
+    "float64": FmaTile(32, 32, 64, 16, 16, 8, 8),
+}
 
 
 def spread(array, axis):
@@ -48,8 +55,9 @@ def empty(shape, dtype):
 @pytest.mark.parametrize("axis", range(4), ids=["batch", "channel", "row", "column"])
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_attention(monkeypatch, dtype, axis, packs):
-    if not packs:
+    if not packs:  # only the kernels that are for any device walk from channel to channel
         monkeypatch.setattr(attention, "is_direct", lambda *_: True)
+        monkeypatch.setattr(attention, "select", lambda *_, **__: Selection(SMALLEST[dtype], ""))
     case = make_case((2, 3), batch=2, heads=2, head_size_v=3, masked=True, dtype=dtype)
     problem = case.problem
     arrays = {name: spread(getattr(case, name), axis) for name in ("q", "k", "v", "dout", "dlse")}
@@ -139,8 +147,8 @@ def repeat(view, count):
 def test_numbers_of_strips(bench, number):
     """One strip of an image far behind: of the heads and columns, it is in the right place."""
     case = make_case((40, 3), heads=2, axes=(0,), channel_axis=-1)
-    problem, tile = case.problem, TABLE["float32"][0].tile
-    configuration = configure("strip_forward", "float32", tile)
+    problem, tile = case.problem, TABLES["forward"]["float32"][0].tile
+    configuration = configure_forward("float32", tile, is_aligned=True)
     strips_of_image = 2 * 3
     images = number // strips_of_image + 8
     with bench.open() as engine:
@@ -158,7 +166,7 @@ def test_numbers_of_strips(bench, number):
         assert strips.count > number and strips.length > tile.rows
         tiles = -(-strips.length // tile.rows)
         scalars = {"scale": problem.scale, "head_size_qk": 4, "head_size_v": 4}
-        scalars |= {"include_self": True, "merges": False}
+        scalars |= {"include_self": True}
         argument = _fill(configuration.kernel, strips, number, tiles, scalars)
         kernel = compile_kernel(engine, configuration)
         engine.launch(kernel, tiles, tile.threads, argument, configuration.shared_bytes)

@@ -7,6 +7,7 @@ import json
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from crisscross.gpu.cupy_engine import OPTIONS
 from crisscross.kernels.catalogue import all_configurations
 from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.engine import Limits
-from crisscross.kernels.select import TABLE, select
+from crisscross.kernels.select import TABLES, select
 from crisscross.kernels.source import read_source
+from crisscross.kernels.tiles import MmaForwardTile
 from tests.kernels.sweep import sample
 
 #: Shared memory that a block may have, by architecture.
@@ -62,8 +64,23 @@ def compile_for(configuration: Configuration, architecture: int) -> Resources:
     return Resources(registers[0], sum(spilled) + sum(stack), sum(static))
 
 
+def compile_to_ptx(configuration: Configuration) -> str:
+    """Compile for the least architecture that a kernel needs, to text."""
+    options = (
+        *core.assemble_cupy_compiler_options((*OPTIONS, *configuration.options)),
+        *("--device-as-default-execution-space", f"-arch=compute_{configuration.architecture}"),
+    )
+    source = read_source(configuration.source)
+    program = _NVRTCProgram(source, configuration.source, (), (), method="ptx")
+    text, _ = program.compile(options)
+    return text.decode()
+
+
 def fits(configuration: Configuration, architecture: int) -> bool:
-    return configuration.shared_bytes <= SHARED_BYTES[architecture]
+    return (
+        configuration.architecture <= architecture
+        and configuration.shared_bytes <= SHARED_BYTES[architecture]
+    )
 
 
 PAIRS = [
@@ -106,13 +123,46 @@ def test_resources(compiled, pair):
     assert shared <= SHARED_BYTES[architecture]
 
 
+def count_products(configuration: Configuration) -> dict[str, int]:
+    """Count the products of a kernel's tile: each is one instruction of its text.
+
+    Channels come in steps of 16, keys in tiles of 8: each step of q and k for every tile of them,
+    then each two tiles of channels of v for every 16 keys, and for 8 where these are left.
+    """
+    tile = configuration.tile
+    assert isinstance(tile, MmaForwardTile)
+    steps = tile.channels // 16
+    return {
+        "m16n8k16": tile.row_tiles * steps * (tile.keys // 8 + 2 * (tile.keys // 16)),
+        "m16n8k8": tile.row_tiles * steps * 2 * (tile.keys % 16 // 8),
+    }
+
+
+TENSOR = [each for each in all_configurations() if isinstance(each.tile, MmaForwardTile)]
+
+
+@pytest.mark.parametrize("configuration", sample(TENSOR, 4, "ptx"), ids=str)
+def test_products_on_tensor_cores(configuration):
+    text = compile_to_ptx(configuration)
+    sort = "bf16" if configuration.dtype == "bfloat16" else "f16"
+    for shape, count in count_products(configuration).items():
+        instruction = f"mma.sync.aligned.{shape}.row.col.f32.{sort}.{sort}.f32"
+        assert text.count(instruction) == count
+    assert text.count("mma.sync") == sum(count_products(configuration).values())
+    assert ("cp.async.cg.shared.global" in text) == configuration.is_aligned
+
+
 def test_what_a_device_has_no_room_for_is_not_selected():
     for architecture, shared_bytes in SHARED_BYTES.items():
         limits = Limits(architecture, shared_bytes, cache_bytes=0)
-        for dtype in TABLE:
-            for length in range(1, 200):
-                tile = select(dtype, length, limits).tile
-                assert tile.count_shared_bytes(dtype) <= shared_bytes
+        for direction, table in TABLES.items():
+            for dtype, length, alone in product(table, range(1, 200), (True, False)):
+                tile = select(direction, dtype, length, limits, never_meets_itself=alone).tile
+                needed = tile.count_shared_bytes(dtype)
+                if isinstance(tile, MmaForwardTile):
+                    needed += tile.count_across_bytes(dtype)
+                assert needed <= shared_bytes
+                assert tile.architecture <= architecture
 
 
 def test_what_nvrtc_does_not_take_is_seen():

@@ -5,35 +5,47 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crisscross.kernels import attention
-from crisscross.kernels.select import STRIP_KERNELS, TABLE, Selection, configure
+from crisscross.kernels.select import DIRECTIONS, TABLES
+from crisscross.kernels.tiles import FmaTile
 from crisscross.testing import assert_matches_reference, make_case
-from tests.kernels.devices import EmulatedBench, run_attention
+from tests.kernels.devices import EmulatedBench, run_attention, run_forward, select_tile
 from tests.kernels.emulated import EmulatorEngine
 from tests.kernels.sweep import sample
 
 TILES = [
-    pytest.param(dtype, row.tile, id=f"{dtype}-{row.tile}".replace(" ", "-"))
-    for dtype, rows in TABLE.items()
+    pytest.param(direction, dtype, row.tile, id=f"{direction}-{dtype}-{row.tile}".replace(" ", "-"))
+    for direction in DIRECTIONS
+    for dtype, rows in TABLES[direction].items()
     for row in rows
 ]
+SMALLEST = TABLES["forward"]["float32"][0].tile
 
 
 def find_cases(tile):
     """Cases that reach into every corner of a tile: what is drawn is sizes."""
-    rows, columns, channels = tile.rows, tile.columns, tile.channels
+    if isinstance(tile, FmaTile):
+        one_tile, any_length = tile.columns, max(tile.columns, tile.rows) + 5
+        depth, vector = tile.depth, tile.channels // tile.thread_columns
+    else:
+        one_tile = any_length = tile.keys
+        depth, vector = tile.channels, 8
     return {
         # All keys in one tile, rows ragged, head sizes less than a vector.
-        "single": ((columns - 3, 2), {"heads": 2, "head_size_qk": 3, "head_size_v": 7}),
+        "single": ((one_tile - 3, 2), {"heads": 2, "head_size_qk": 3, "head_size_v": 7}),
         # Several tiles of keys, of rows and of channels, the last of each ragged.
         "several": (
-            (2, max(columns, rows) + 5),
-            {"head_size_qk": tile.depth + 1, "head_size_v": channels + wide(tile) + 1},
+            (2, any_length),
+            {"head_size_qk": depth + 1, "head_size_v": tile.channels + vector + 1},
+        ),
+        # Several tiles of channels, the last one ragged, and yet all vectors aligned.
+        "several aligned": (
+            (3, one_tile - 3),
+            {"head_size_qk": depth + 8, "head_size_v": 2 * tile.channels + 24},
         ),
         # Sums of gradients over three axes; head sizes that fill a vector and begin another.
         "three axes": ((2, 3, 5), {"head_size_qk": 4, "head_size_v": 25, "batch": 2}),
         "one axis, self left out": (
-            (3, columns + 1),
+            (3, one_tile - 7),
             {"axes": (1,), "include_self": False, "head_size_qk": 8, "head_size_v": 16},
         ),
         "a single position": ((1, 1), {"head_size_qk": 1, "head_size_v": 1}),
@@ -41,36 +53,32 @@ def find_cases(tile):
     }
 
 
-def wide(tile):
-    return tile.channels // tile.thread_columns
-
-
-def run(bench, case, tile, monkeypatch, order=None):
-    """Run forward and backward on views, with one tile for all strips."""
-    monkeypatch.setattr(attention, "select", lambda *_: Selection(tile, "asked for by a test"))
+def run(bench, case, direction, tile, order=None):
+    """Run one direction on views, with one tile for all strips; the other as it would be."""
     problem = case.problem
-    with bench.open(order) as engine:
+    with bench.open(order) as engine, select_tile(direction, tile):
         if tile.count_shared_bytes(problem.dtype) > engine.limits.shared_bytes:
             pytest.skip(f"the device has not the shared memory for tiles of {tile}")
-        views = run_attention(bench, engine, case)
+        if tile.architecture > engine.limits.architecture:
+            pytest.skip(f"the device is of compute capability {engine.limits.architecture / 10}")
+        views = (run_forward if direction == "forward" else run_attention)(bench, engine, case)
         if isinstance(engine, EmulatorEngine):
-            assert find_expected(problem, tile) <= engine.compiled
-        return {name: bench.get(views[name]) for name in ("out", "lse", "dq", "dk", "dv")}
+            hold_to_be_compiled(direction, tile, engine.compiled)
+        results = ("out", "lse") if direction == "forward" else ("dq", "dk", "dv")
+        return {name: bench.get(views[name]) for name in results}
 
 
-def find_expected(problem, tile):
-    """Find what is to be compiled."""
-    partial_dtype = problem.compute_dtype if len(problem.axes) > 2 else problem.dtype
-    configurations = [
-        configure(kernel, problem.dtype, tile, partial_dtype=partial_dtype)
-        for kernel in STRIP_KERNELS
-    ]
-    return {(each.kernel, each.options) for each in configurations}
+def hold_to_be_compiled(direction, tile, compiled):
+    """Hold what has been compiled to the kernels of a tile."""
+    options = {f"-D{name}={value}" for name, value in tile.definitions.items()}
+    for kernel in tile.kernels:
+        if direction in kernel:
+            assert any(kernel == name and options <= set(found) for name, found in compiled)
 
 
-@pytest.mark.parametrize("name", list(find_cases(TABLE["float32"][0].tile)))
-@pytest.mark.parametrize(("dtype", "tile"), sample(TILES, 9, "strips"))
-def test_every_tile(bench, monkeypatch, dtype, tile, name):
+@pytest.mark.parametrize("name", list(find_cases(SMALLEST)))
+@pytest.mark.parametrize(("direction", "dtype", "tile"), sample(TILES, 14, "strips"))
+def test_every_tile(bench, direction, dtype, tile, name):
     spatial, options = find_cases(tile)[name]
     # Read as they are, and copied to have their channels side by side.
     for channel_axis in sample([-1, 1], 1, f"{dtype}{tile}{name}"):
@@ -79,15 +87,17 @@ def test_every_tile(bench, monkeypatch, dtype, tile, name):
                 spatial, dtype=dtype, masked=masked, channel_axis=channel_axis, **options
             )
             for order in sample(bench.orders, 1, f"{masked}{name}{dtype}{tile}"):
-                results = run(bench, case, tile, monkeypatch, order)
-                assert_matches_reference(case, **results)
+                assert_matches_reference(case, **run(bench, case, direction, tile, order))
 
 
-def test_no_schedule_changes_a_bit(monkeypatch):
-    case = make_case((37, 5), heads=2, masked=True, channel_axis=-1)
-    tile = TABLE["float32"][0].tile
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_no_schedule_changes_a_bit(direction, dtype):
+    tile = TABLES[direction][dtype][0].tile
+    spatial = (37, 5) if isinstance(tile, FmaTile) else (tile.keys - 1, 5)
+    case = make_case(spatial, heads=2, masked=True, channel_axis=-1, dtype=dtype)
     bench = EmulatedBench()
-    found = [run(bench, case, tile, monkeypatch, order) for order in bench.orders]
+    found = [run(bench, case, direction, tile, order) for order in bench.orders]
     for results in found[1:]:
         for name, array in results.items():
             np.testing.assert_array_equal(array, found[0][name])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 
 from crisscross.kernels.catalogue import all_configurations
-from crisscross.kernels.select import TABLE
+from crisscross.kernels.select import DIRECTIONS, TABLES
 from crisscross.problem import COMPUTE_DTYPES
 from tests.kernels.sweep import sample
 from tests.kernels.traces import (
+    count_traffic,
     divide,
+    trace_across,
     trace_ccnet,
     trace_layout,
+    trace_merging,
     trace_streams,
     trace_strips,
     trace_sums,
@@ -20,11 +23,10 @@ from tests.kernels.traces import (
 #: Kernel -> most wavefronts over bytes / 128, most sectors over bytes / 32; counted, and a little.
 BUDGETS = {
     "strip_forward": (1.03, 1.04),
+    "strip_forward_mma": (1.03, 1.04),
     "strip_backward_queries": (1.03, 1.04),
     "strip_backward_keys": (1.03, 1.05),
-    # Of 16 bits each, 32 elements side by side are half of what shared memory delivers at once, and
-    # rows that end within a sector share it with the next.
-    "copy_features": (1.25, 1.26),
+    "copy_features": (1.03, 1.1),
     "merge": (1.01, 1.28),
     # Straight from global memory: what neighbours read again comes from the first cache.
     "ca_weight": (1.0, 2.22),
@@ -35,7 +37,12 @@ BUDGETS = {
     "to_port_layout": (1.01, 1.15),
     "from_port_layout": (1.01, 1.15),
 }
-STRIPS = [(dtype, row) for dtype, rows in TABLE.items() for row in range(len(rows))]
+STRIPS = [
+    (direction, dtype, row)
+    for direction in DIRECTIONS
+    for dtype, rows in TABLES[direction].items()
+    for row in range(len(rows))
+]
 
 
 def test_every_kernel_has_a_budget():
@@ -49,21 +56,34 @@ def hold(costs):
         assert divide(sectors) <= most_sectors, name
 
 
-@pytest.mark.parametrize(("dtype", "row"), sample(STRIPS, 4, "traces"))
-def test_strips(dtype, row):
-    costs = trace_strips(dtype, row)
-    assert len(costs) == 3
+def count_kernels(direction, dtype, row):
+    kernels = TABLES[direction][dtype][row].tile.kernels
+    return len([each for each in kernels if direction in each])
+
+
+@pytest.mark.parametrize(("direction", "dtype", "row"), sample(STRIPS, 6, "traces"))
+def test_strips(direction, dtype, row):
+    costs = trace_strips(direction, dtype, row)
+    assert len(costs) == count_kernels(direction, dtype, row)
     hold(costs)
 
 
-@pytest.mark.parametrize(("dtype", "row"), sample(STRIPS, 4, "ragged tiles"))
-def test_strips_of_several_ragged_tiles(dtype, row):
+@pytest.mark.parametrize(("direction", "dtype", "row"), sample(STRIPS, 6, "merging"))
+def test_strips_that_merge(direction, dtype, row):
+    costs = trace_merging(direction, dtype, row)
+    assert len(costs) == count_kernels(direction, dtype, row)
+    hold(costs)
+
+
+@pytest.mark.parametrize(("direction", "dtype", "row"), sample(STRIPS, 6, "ragged tiles"))
+def test_strips_of_several_ragged_tiles(direction, dtype, row):
     """There is no budget: sizes are odd, and rows lie across sectors."""
-    assert len(trace_streams(dtype, row)) == 3
+    costs = trace_streams(direction, dtype, row)
+    assert len(costs) == count_kernels(direction, dtype, row)
 
 
 def test_sums_over_three_axes():
-    assert len(trace_sums()) == 4
+    assert len(trace_sums()) == 3
 
 
 @pytest.mark.parametrize("dtype", sample(list(COMPUTE_DTYPES), 2, "traces"))
@@ -76,3 +96,23 @@ def test_ccnet(dtype):
 @pytest.mark.parametrize("dtype", sample(list(COMPUTE_DTYPES), 2, "layout"))
 def test_layout(dtype):
     hold(trace_layout(dtype))
+
+
+#: Direction, and whether channels come last -> most bytes over the least: all inputs read once, all
+#: outputs written once.
+TRAFFIC = {("forward", True): 2.5, ("forward", False): 3.7}
+LEAST = {"forward": 2304}
+
+
+@pytest.mark.parametrize("length", [97, 129])
+@pytest.mark.parametrize(("direction", "channels_last"), list(TRAFFIC))
+def test_traffic_of_the_block_of_ccnet(direction, channels_last, length):
+    bytes_a_pixel = count_traffic(direction, length, -1 if channels_last else 1)
+    assert LEAST[direction] < bytes_a_pixel <= TRAFFIC[direction, channels_last] * LEAST[direction]
+
+
+@pytest.mark.parametrize(("dtype", "row"), [("bfloat16", 0), ("bfloat16", 2), ("float16", 3)])
+def test_results_written_across(dtype, row):
+    """Rows end within sectors, which they share with the next."""
+    (costs,) = trace_across(dtype, row).values()
+    assert divide(costs[0]) <= 1.03 and divide(costs[1]) <= 1.15

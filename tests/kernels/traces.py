@@ -6,51 +6,67 @@ whatever runs here is also looked through for races.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from crisscross.kernels import attention, ccnet
-from crisscross.kernels.configuration import Tile
+from crisscross.kernels import ccnet
 from crisscross.kernels.layout import copy_features
 from crisscross.kernels.merge import merge
-from crisscross.kernels.select import TABLE, Selection
+from crisscross.kernels.select import DIRECTIONS, TABLES, Direction
+from crisscross.kernels.tiles import FmaTile, Tile
 from crisscross.problem import COMPUTE_DTYPES, MapProblem, MergeProblem
 from crisscross.testing import AttentionCase, make_case, numpy_dtype
 from crisscross.view import View
 from tests.emulator.build import Mode
 from tests.emulator.trace import Total
-from tests.kernels.devices import EmulatedBench, run_attention
+from tests.kernels.devices import EmulatedBench, run_attention, run_forward, select_tile
 from tests.kernels.emulated import EmulatorEngine, load
 
 #: Configuration -> shared and global totals.
 Costs = dict[str, tuple[Total, Total]]
+MODES = (Mode.PLAIN, Mode.TRACED)
+
+
+#: Whether to trace a launch: of the kernel's name and its argument.
+Choice = Callable[[str, np.void], bool]
 
 
 @dataclass
 class TracedEngine(EmulatorEngine):
-    """The emulator, tracing all of it."""
+    """The emulator, tracing some of the launches."""
 
-    mode: Mode = Mode.TRACED
-
-
-class LaterTurns(TracedEngine):
-    """The emulator, tracing what comes after the first axis."""
+    traces: Choice = lambda _kernel, _argument: True
 
     def compile(self, source: str, kernel: str, options: tuple[str, ...], shared_bytes: int) -> Any:
-        plain = load(f"{kernel}.cu", source, options, Mode.PLAIN)
-        return plain, *super().compile(source, kernel, options, shared_bytes)
+        super().compile(source, kernel, options, shared_bytes)
+        return {mode: load(f"{kernel}.cu", source, options, mode) for mode in MODES}, kernel
 
     def launch(
         self, kernel: Any, grid: int, block: int, argument: np.ndarray, shared_bytes: int
     ) -> None:
-        plain, traced, name = kernel
-        turn = "merges" if name == "strip_forward" else "adds"
-        module = traced if argument[turn][0] else plain
-        super().launch((module, name), grid, block, argument, shared_bytes)
+        modules, name = kernel
+        mode = Mode.TRACED if self.traces(name, argument[0]) else Mode.PLAIN
+        super().launch((modules[mode], name), grid, block, argument, shared_bytes)
+
+
+def is_first_turn(kernel: str, argument: np.void) -> bool:
+    return kernel.startswith("strip") and not is_later_turn(kernel, argument)
+
+
+def is_later_turn(kernel: str, argument: np.void) -> bool:
+    if kernel.startswith("strip_forward"):
+        return bool(argument["before"]["data"] != 0)
+    return kernel.startswith("strip") and bool(argument["adds"])
+
+
+def is_copy(kernel: str, _argument: np.void) -> bool:
+    return kernel == "copy_features"
 
 
 def _sum_up(engine: EmulatorEngine, suffix: str) -> Costs:
@@ -66,46 +82,97 @@ def _sum_up(engine: EmulatorEngine, suffix: str) -> Costs:
     return dict(costs)
 
 
-def trace_strips(dtype: str, row: int) -> Costs:
-    """Trace forward and backward along one axis, channels side by side and aligned."""
-    tile = TABLE[dtype][row].tile
+def trace_strips(direction: Direction, dtype: str, row: int) -> Costs:
+    """Trace one axis, channels side by side and aligned."""
+    tile = TABLES[direction][dtype][row].tile
     sizes = {"head_size_qk": 32, "head_size_v": 64, "axes": (1,)}
-    case = make_case((1, tile.columns - 3), dtype=dtype, channel_axis=-1, **sizes)
-    return _trace_attention(case, tile)
+    case = make_case((1, _count_keys(tile) - 3), dtype=dtype, channel_axis=-1, **sizes)
+    return _trace_attention(case, direction, tile)
 
 
-def trace_streams(dtype: str, row: int) -> Costs:
-    """Trace what takes several tiles of keys, of rows and of channels, the last of each ragged.
+def trace_streams(direction: Direction, dtype: str, row: int) -> Costs:
+    """Trace what takes several tiles of channels, of keys and rows too where it may.
 
-    It is the second axis, along which self is left out, parts are merged and gradients added. The
-    first one has many strips, short ones, that would take long to trace.
+    The last of each is ragged. It is the second axis, along which self is left out, parts are
+    merged and gradients added. The first one has many strips, short ones, that would take long.
     """
-    tile = TABLE[dtype][row].tile
-    channels = tile.channels + tile.channels // tile.thread_columns + 1
-    sizes = {"head_size_qk": tile.depth + 1, "head_size_v": channels, "channel_axis": -1}
-    case = make_case((2, tile.columns + 5), dtype=dtype, masked=True, **sizes)
-    return _trace_attention(case, tile, LaterTurns)
+    tile = TABLES[direction][dtype][row].tile
+    if isinstance(tile, FmaTile):
+        length, depth = tile.columns + 5, tile.depth
+        channels = tile.channels + tile.channels // tile.thread_columns + 1
+    else:
+        length, depth, channels = tile.rows - 1, tile.channels, tile.channels + 9
+    sizes = {"head_size_qk": depth + 1, "head_size_v": channels, "channel_axis": -1}
+    case = make_case((2, length), dtype=dtype, masked=True, **sizes)
+    return _trace_attention(case, direction, tile, is_later_turn)
+
+
+def trace_merging(direction: Direction, dtype: str, row: int) -> Costs:
+    """Trace the second axis where all is aligned, of several tiles of channels."""
+    tile = TABLES[direction][dtype][row].tile
+    sizes = {"head_size_qk": 64, "head_size_v": 2 * 64, "channel_axis": -1}
+    case = make_case((2, _count_keys(tile) - 3), dtype=dtype, **sizes)
+    return _trace_attention(case, direction, tile, is_later_turn)
+
+
+def trace_across(dtype: str, row: int) -> Costs:
+    """Trace the second axis where channels come first, and results are written as they lie."""
+    tile = TABLES["forward"][dtype][row].tile
+    case = make_case((2, _count_keys(tile) - 7), dtype=dtype, head_size_qk=16, head_size_v=72)
+    return _trace_attention(case, "forward", tile, is_later_turn)
+
+
+def count_traffic(direction: Direction, length: int, channel_axis: int) -> float:
+    """Count the bytes a pixel that CCNet's block moves on square images, of 64 and 512 channels.
+
+    All sectors count that warps ask for, as if there were no L2 cache. Strips of an axis cost the
+    same, each; so one image has two columns, and another two rows.
+    """
+    sizes = {"dtype": "bfloat16", "head_size_qk": 64, "head_size_v": 512}
+
+    def count(spatial: tuple[int, int], traces: Choice) -> float:
+        case = make_case(spatial, channel_axis=channel_axis, **sizes)
+        bench = EmulatedBench(engine=partial(TracedEngine, traces=_in(direction, traces)))
+        with bench.open() as engine:
+            _find_run(direction)(bench, engine, case)
+            costs = _sum_up(engine, "")
+        return sum(cost.units for _, cost in costs.values()) * 32 / math.prod(spatial)
+
+    found = count((length, 2), is_first_turn) + count((2, length), is_later_turn)
+    return found if channel_axis == -1 else found + count((2, length), is_copy)
 
 
 def trace_sums() -> Costs:
     """Trace three axes in 16 bits: gradients are summed in float32, and rounded in the end."""
     case = make_case((2, 3, 5), dtype="float16", head_size_qk=5, head_size_v=9, masked=True)
-    return _trace_attention(case, TABLE["float16"][0].tile)
+    return _trace_attention(case, "backward", TABLES["backward"]["float16"][0].tile)
+
+
+def _count_keys(tile: Tile) -> int:
+    return tile.columns if isinstance(tile, FmaTile) else tile.rows
 
 
 def _trace_attention(
-    case: AttentionCase, tile: Tile, engine_type: type[EmulatorEngine] = TracedEngine
+    case: AttentionCase,
+    direction: Direction,
+    tile: Tile,
+    traces: Choice = lambda _kernel, _argument: True,
 ) -> Costs:
-    problem = case.problem
-    bench = EmulatedBench(engine=engine_type)
-    kept = attention.select
-    attention.select = lambda *_: Selection(tile, "asked for")
-    try:
-        with bench.open() as engine:
-            run_attention(bench, engine, case)
-            return _sum_up(engine, f"{problem.dtype}, {tile}")
-    finally:
-        attention.select = kept
+    """Trace one direction."""
+    bench = EmulatedBench(engine=partial(TracedEngine, traces=_in(direction, traces)))
+    with bench.open() as engine, select_tile(direction, tile):
+        _find_run(direction)(bench, engine, case)
+        return _sum_up(engine, f"{case.problem.dtype}, {tile}")
+
+
+def _in(direction: Direction, traces: Choice) -> Choice:
+    """Trace the strip kernels of one direction; what the other makes may be needed."""
+    other = "strip_backward" if direction == "forward" else "strip_forward"
+    return lambda kernel, argument: not kernel.startswith(other) and traces(kernel, argument)
+
+
+def _find_run(direction: Direction) -> Callable[..., Any]:
+    return run_forward if direction == "forward" else run_attention
 
 
 def trace_ccnet(dtype: str) -> Costs:
@@ -164,8 +231,9 @@ def trace_all() -> Iterator[Costs]:
     for dtype in COMPUTE_DTYPES:
         yield trace_layout(dtype)
         yield trace_ccnet(dtype)
-        for row in range(len(TABLE[dtype])):
-            yield trace_strips(dtype, row)
+        for direction in DIRECTIONS:
+            for row in range(len(TABLES[direction][dtype])):
+                yield trace_strips(direction, dtype, row)
 
 
 def divide(total: Total) -> float:

@@ -2,18 +2,9 @@
 // summed by one block alone, in one order, so that results are the same bits each time.
 #pragma once
 
+#include "arguments.cuh"
 #include "energies.cuh"
 #include "tiles.cuh"
-
-struct Backward {
-  Strips strips;
-  // dlse.data and mask.data may be null. delta is scratch: <dout, out> - dlse, written by the first
-  // axis's strip_backward_queries, which is given `out`, and read by all others, which are not.
-  Array q, k, v, mask, dout, out, lse, dlse, delta, dq, dk, dv;
-  double scale;
-  int head_size_qk, head_size_v;
-  int include_self, adds;
-};
 
 // The weight of a query with a key, and the gradient of their energy; zero where they do not meet, or
 // where lse says that the query meets no key at all.

@@ -1,15 +1,8 @@
 // Attention along strips: each block computes out and lse for a tile of queries of one strip, and
 // merges them with those of the axes before.
+#include "arguments.cuh"
 #include "energies.cuh"
 #include "tiles.cuh"
-
-struct Forward {
-  Strips strips;
-  Array q, k, v, mask, out, lse;  // mask.data is null without a mask
-  double scale;
-  int head_size_qk, head_size_v;
-  int include_self, merges;
-};
 
 extern "C" __global__ void __launch_bounds__(threads, 1) strip_forward(const __grid_constant__ Forward a) {
   extern __shared__ Wide dynamic[];
@@ -18,6 +11,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1) strip_forward(const __g
   const int length = a.strips.length, first_row = place.first_row;
   const Strip<const Element> q(a.q, place), k(a.k, place), v(a.v, place);
   const Strip<const unsigned char> mask(a.mask, place);
+  const Strip<const Element> out_before(a.before, place);
   const Strip<Element> out(a.out, place);
   const Strip<Compute> lse(a.lse, place);
   const Compute scale = a.scale;
@@ -30,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1) strip_forward(const __g
 #pragma unroll
   for (int i = 0; i < own_rows; i++) {
     const int row = first_row + own_row(i);
-    before[i] = a.merges && is_inside(row, length) ? lse.at(row) : minus_infinity();
+    before[i] = out_before && is_inside(row, length) ? lse.at(row) : minus_infinity();
   }
 
   // Of each row: the largest energy so far, and the sum of exp(energy - largest). In the end: what
@@ -105,12 +99,12 @@ extern "C" __global__ void __launch_bounds__(threads, 1) strip_forward(const __g
       for (int j = 0; j < own_channels; j += wide) {
         const int column = channel + own_channel(j);
         Compute x[wide], y[wide] = {};
-        if (a.merges) read_channels(y, out, row, column, a.head_size_v);
+        if (out_before) read_channels(y, out_before, row, column, a.head_size_v);
 #pragma unroll
         for (int m = 0; m < wide; m++) {
           // Weights of zero and an infinite value make NaN, which is not the result of no key.
           x[m] = sum[i] == 0 ? 0 : factor[i] * results[i][j + m];
-          if (a.merges) x[m] += factor_before[i] * y[m];
+          if (out_before) x[m] += factor_before[i] * y[m];
         }
         write_channels(out, x, row, column, a.head_size_v);
       }

@@ -14,6 +14,8 @@ struct Array {
 struct Strips {
   long long first, sizes[4];
   int length, tiles;
+
+  __device__ long long count() const { return sizes[0] * sizes[1] * sizes[2] * sizes[3]; }
 };
 
 // One of these tiles, by its number, of so many rows each: the strip it is of, and where it begins.
