@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crisscross.kernels.attention import count_group_images
 from crisscross.kernels.engine import Limits
-from crisscross.kernels.select import DIRECTIONS, select
+from crisscross.kernels.select import DIRECTIONS, find_strip, select
 from crisscross.problem import AttentionProblem
 
 
@@ -15,13 +15,7 @@ def describe_plan(problem: AttentionProblem, limits: Limits) -> str:
         length = problem.spatial[axis]
         chosen = []
         for direction in DIRECTIONS:
-            found = select(
-                direction,
-                problem.dtype,
-                length,
-                limits,
-                never_meets_itself=not problem.include_self,
-            )
+            found = select(direction, find_strip(problem, axis), limits)
             chosen.append(f"{direction} by {found.tile} ({found.reason})")
         lines.append(f"strips of {length} along axis {axis}: {', '.join(chosen)}")
     images = count_group_images(problem, limits.cache_bytes, 2)

@@ -42,8 +42,10 @@ MOST_PARTS = 8
 STRUCTURES = {
     "strip_forward": _FORWARD,
     "strip_forward_mma": _FORWARD,
+    "strip_forward_mma_stream": _FORWARD,
     "strip_backward_queries": _BACKWARD,
     "strip_backward_keys": _BACKWARD,
+    "strip_backward_mma": _BACKWARD,
     "copy_features": _make_structure(
         ("from", "to"),
         {

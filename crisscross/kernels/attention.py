@@ -11,8 +11,14 @@ from crisscross.kernels.engine import Engine
 from crisscross.kernels.geometry import is_aligned
 from crisscross.kernels.launch import Block, launch_strips
 from crisscross.kernels.layout import copy_features
-from crisscross.kernels.select import Direction, configure_backward, configure_forward, select
-from crisscross.kernels.tiles import FmaTile, Tile
+from crisscross.kernels.select import (
+    Direction,
+    configure_backward,
+    configure_forward,
+    find_strip,
+    select,
+)
+from crisscross.kernels.tiles import MmaForwardTile, Tile
 from crisscross.problem import AttentionProblem
 from crisscross.view import ITEM_BYTES, View, find_strides
 
@@ -24,6 +30,7 @@ FEATURES = frozenset(("q", "k", "v", "out", "dout", "dq", "dk", "dv"))
 GRADIENTS = {
     "strip_backward_queries": ("dq",),
     "strip_backward_keys": ("dk", "dv"),
+    "strip_backward_mma": ("dq", "dk", "dv"),
 }
 
 
@@ -123,7 +130,7 @@ def can_write_across(tile: Tile, out: View, axis: int) -> bool:
 
     The axis is that of the strips.
     """
-    return not isinstance(tile, FmaTile) and out.strides[2 + axis] == 1
+    return isinstance(tile, MmaForwardTile) and out.strides[2 + axis] == 1
 
 
 def count_group_images(problem: AttentionProblem, cache_bytes: int, arrays: int) -> int:
@@ -147,13 +154,7 @@ def _find_groups(engine: Engine, problem: AttentionProblem, arrays: int) -> Iter
 
 
 def _select(engine: Engine, direction: Direction, problem: AttentionProblem, axis: int) -> Tile:
-    return select(
-        direction,
-        problem.dtype,
-        problem.spatial[axis],
-        engine.limits,
-        never_meets_itself=not problem.include_self,
-    ).tile
+    return select(direction, find_strip(problem, axis), engine.limits).tile
 
 
 def _are_aligned(arrays: Mapping[str, View | None]) -> bool:

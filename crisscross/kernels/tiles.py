@@ -19,7 +19,7 @@ count_shared_bytes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, TypeAlias
 
 from crisscross.view import ITEM_BYTES
@@ -27,10 +27,39 @@ from crisscross.view import ITEM_BYTES
 #: Bytes of what is computed in.
 COMPUTE_BYTES = {"float16": 4, "bfloat16": 4, "float32": 4, "float64": 8}
 _WIDE_BYTES = 16  # what shared memory delivers at once
+# Where the arrays' strips begin; see the sources.
+_FEATURES_BYTES, _STRIPS_BYTES, _ARRAYS_BYTES = 72, 144, 192
+_STAGES = 3
 
 
 @dataclass(frozen=True)
-class FmaTile:
+class _Compiled:
+    @property
+    def definitions(self) -> Mapping[str, int]:
+        """The macros that the sources are compiled with: fields of the tile, in capitals."""
+        return {field.name.upper(): getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class _WholeStrips(_Compiled):
+    """All of each of `strips` strips, for tensor cores; `keys` is the longest there may be."""
+
+    architecture: ClassVar[int] = 80
+
+    keys: int
+    strips: int
+
+    @property
+    def rows(self) -> int:
+        return self.keys
+
+    def _describe(self, threads: int) -> str:
+        several = "a strip" if self.strips == 1 else f"{self.strips} strips"
+        return f"{several} of up to {self.keys} by {threads} threads"
+
+
+@dataclass(frozen=True)
+class FmaTile(_Compiled):
     """A tile for the arithmetic that every device has, of any dtype; see ``tiles.cuh``.
 
     Attributes
@@ -65,18 +94,6 @@ class FmaTile:
     def threads(self) -> int:
         return self.thread_rows * self.thread_columns
 
-    @property
-    def definitions(self) -> Mapping[str, int]:
-        return {
-            "ROWS": self.rows,
-            "COLUMNS": self.columns,
-            "CHANNELS": self.channels,
-            "DEPTH": self.depth,
-            "SLICE": self.slice,
-            "THREAD_ROWS": self.thread_rows,
-            "THREAD_COLUMNS": self.thread_columns,
-        }
-
     def __str__(self) -> str:
         return f"{self.rows}x{self.columns}x{self.channels} by {self.threads} threads"
 
@@ -91,7 +108,7 @@ class FmaTile:
 
 
 @dataclass(frozen=True)
-class MmaForwardTile:
+class MmaForwardTile(_WholeStrips):
     """All of a strip for tensor cores, of 16 bits; see ``strip_forward_mma.cu``.
 
     Attributes
@@ -109,53 +126,122 @@ class MmaForwardTile:
     """
 
     kernels: ClassVar[tuple[str, ...]] = ("strip_forward_mma",)
-    architecture: ClassVar[int] = 80
 
-    keys: int
-    strips: int
     warps: int
     row_tiles: int
     blocks: int
     channels: int = 64
 
     @property
-    def rows(self) -> int:
-        return self.keys
-
-    @property
     def threads(self) -> int:
         return 32 * self.warps * self.strips
 
-    @property
-    def definitions(self) -> Mapping[str, int]:
-        return {
-            "KEYS": self.keys,
-            "STRIPS": self.strips,
-            "WARPS": self.warps,
-            "ROW_TILES": self.row_tiles,
-            "BLOCKS": self.blocks,
-            "CHANNELS": self.channels,
-        }
-
     def __str__(self) -> str:
-        return _describe_strips(self.strips, self.keys, self.threads)
+        return self._describe(self.threads)
 
     def count_shared_bytes(self, dtype: str) -> int:
         rows = 16 * self.warps * self.row_tiles + 2 * self.keys
         features = rows * (self.channels + 8) * ITEM_BYTES[dtype]
-        return _round_up(self.strips * (features + self.keys))
+        return _round_up(self.strips * (features + self.keys + _FEATURES_BYTES))
 
     def count_across_bytes(self, dtype: str) -> int:
         """Count what is needed besides, to turn results round that are written across."""
         return self.strips * self.channels * (self.keys + 4) * ITEM_BYTES[dtype]
 
 
-Tile: TypeAlias = FmaTile | MmaForwardTile
+@dataclass(frozen=True)
+class MmaStreamTile(_Compiled):
+    """Queries of a strip of any length for tensor cores; see ``strip_forward_mma_stream.cu``.
+
+    Attributes
+    ----------
+    keys
+        Keys that a block walks along at a time.
+    warps, row_tiles
+        Warps of a block, and tiles of 16 queries that each of them has.
+    depth
+        Channels of queries that there is room for.
+    group
+        Channels of results that are in registers.
+    channels
+        Channels of keys and values that are in shared memory at a time.
+    blocks
+        Blocks that share a multiprocessor, as far as registers go.
+    """
+
+    kernels: ClassVar[tuple[str, ...]] = ("strip_forward_mma_stream",)
+    architecture: ClassVar[int] = 80
+    strips: ClassVar[int] = 1
+
+    keys: int
+    warps: int
+    row_tiles: int
+    depth: int
+    group: int
+    blocks: int
+    channels: int = 64
+
+    @property
+    def rows(self) -> int:
+        return 16 * self.warps * self.row_tiles
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.keys}x{self.group} of {self.depth} by {self.threads} threads"
+
+    def count_shared_bytes(self, dtype: str) -> int:
+        tiles = self.rows * self.depth // self.channels + _STAGES * self.keys
+        features = tiles * (self.channels + 8) * ITEM_BYTES[dtype]
+        rest = self.rows * COMPUTE_BYTES[dtype] + 2 * self.keys + _STRIPS_BYTES
+        return _round_up(features + rest)
 
 
-def _describe_strips(strips: int, keys: int, threads: int) -> str:
-    several = "a strip" if strips == 1 else f"{strips} strips"
-    return f"{several} of up to {keys} by {threads} threads"
+@dataclass(frozen=True)
+class MmaBackwardTile(_WholeStrips):
+    """All of a strip for tensor cores, of 16 bits; see ``strip_backward_mma.cu``.
+
+    Attributes
+    ----------
+    keys
+        The longest strip that there is room for.
+    strips
+        Strips of a block.
+    warp_rows, warp_columns
+        How the warps of a strip are laid over its queries and keys.
+    channels
+        Channels of features that are in shared memory at a time.
+    blocks
+        Blocks that share a multiprocessor, as far as registers go.
+    """
+
+    kernels: ClassVar[tuple[str, ...]] = ("strip_backward_mma",)
+
+    warp_rows: int
+    warp_columns: int
+    blocks: int
+    channels: int = 64
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warp_rows * self.warp_columns * self.strips
+
+    def __str__(self) -> str:
+        return self._describe(self.threads)
+
+    def count_shared_bytes(self, dtype: str) -> int:
+        element_bytes = ITEM_BYTES[dtype]
+        features = 2 * self.keys * (self.channels + 8) * element_bytes
+        weights = self.keys * (self.keys + 8) * element_bytes
+        rows = self.keys * (2 * COMPUTE_BYTES[dtype] + 1)
+        return self.strips * (
+            features + max(features, weights) + weights + _round_up(rows) + _ARRAYS_BYTES
+        )
+
+
+Tile: TypeAlias = FmaTile | MmaForwardTile | MmaStreamTile | MmaBackwardTile
 
 
 def _round_up(count: int) -> int:

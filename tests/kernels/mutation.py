@@ -48,6 +48,14 @@ _STRIPS = (
     ("tests/kernels/test_corners.py", "-k", "energies and float32"),
     ("tests/kernels/test_operations.py", "-k", "masked_keys_get_no_gradient"),
 )
+_MMA = tuple(
+    ("tests/kernels/test_strips.py", "-k", f"{tiles} and (single or several)")
+    for tiles in (
+        "forward-bfloat16-4-strips",
+        "forward-bfloat16-128x64x64",
+        "backward-float16-4-strips",
+    )
+)
 _COPIES = (("tests/kernels/test_layout_and_merge.py", "-k", "copies and float32-float32"),)
 _MERGES = (("tests/kernels/test_layout_and_merge.py", "-k", "merges and float32-float32"),)
 _CCNET = (("tests/kernels/test_ccnet.py", "-k", "float32"),)
@@ -56,6 +64,9 @@ QUICK = {
     "strip_forward.cu": _STRIPS,
     "strip_backward_queries.cu": _STRIPS,
     "strip_backward_keys.cu": _STRIPS,
+    "strip_forward_mma.cu": _MMA[:1],
+    "strip_forward_mma_stream.cu": _MMA[1:2],
+    "strip_backward_mma.cu": _MMA[2:],
     "copy_features.cu": _COPIES,
     "merge.cu": _MERGES,
     "ca_weight.cu": _CCNET,
@@ -176,7 +187,7 @@ def _find_checks(text: str, predicates: set[str]) -> Iterator[tuple[int, int]]:
     for match in _FLAG.finditer(text):
         end = _find_end(text, match.end()) if text[match.end()] == "[" else match.end()
         is_array = end == match.end() and re.match(r"\s*[,+]", text[end:])
-        is_set = re.match(r"\s*=[^=]", text[end:])
+        is_set = re.match(r"\s*[|&]?=[^=]", text[end:])
         if not (is_array or is_set or _FLAG_DECLARED.search(text, 0, match.start())):
             yield match.start(), end
     for constant in _CONSTANT.finditer(text):

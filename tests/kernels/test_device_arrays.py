@@ -278,6 +278,15 @@ def test_explain_tells_kernels_tiles_and_groups(emulated_device):
     assert "IEEE float32 delivered" in text
 
 
+def test_explain_tells_of_tensor_cores(emulated_device):
+    case = make_case((97, 400), dtype="bfloat16", head_size_qk=64, head_size_v=512)
+    text = str(crisscross.explain(*(to_device(getattr(case, name)) for name in "qkv")))
+    assert "along axis 0: forward by a strip of up to 104 by 128 threads (tensor cores," in text
+    assert "backward by a strip of up to 112 by 128 threads (tensor cores;" in text
+    assert "along axis 1: forward by 128x32x128 of 64 by 128 threads (tensor cores;" in text
+    assert "backward by 32x64x512 by 256 threads (a long strip" in text
+
+
 def test_a_device_with_less_shared_memory_gets_another_tile(emulated_device, monkeypatch):
     limits = replace(emulated_device.engine.limits, architecture=75, shared_bytes=64 << 10)
     monkeypatch.setattr(emulated_device.engine, "limits", limits)

@@ -143,28 +143,28 @@ def repeat(view, count):
     return View(view.pointer, (count, *view.shape[1:]), (0, *view.strides[1:]), view.dtype)
 
 
+@pytest.mark.parametrize(("dtype", "row"), [("float32", 0), ("float16", 1)])
 @pytest.mark.parametrize("number", [2**31 - 1, 2**31 + 2, 2**32 + 3, 2**40 + 1])
-def test_numbers_of_strips(bench, number):
-    """One strip of an image far behind: of the heads and columns, it is in the right place."""
-    case = make_case((40, 3), heads=2, axes=(0,), channel_axis=-1)
-    problem, tile = case.problem, TABLES["forward"]["float32"][0].tile
-    configuration = configure_forward("float32", tile, is_aligned=True)
+def test_numbers_of_strips(bench, number, dtype, row):
+    """A block of an image far behind: of the heads and columns, it is in the right place."""
+    case = make_case((40, 3), heads=2, axes=(0,), channel_axis=-1, dtype=dtype)
+    problem, tile = case.problem, TABLES["forward"][dtype][row].tile
+    configuration = configure_forward(dtype, tile, is_aligned=False)
     strips_of_image = 2 * 3
     images = number // strips_of_image + 8
     with bench.open() as engine:
         given = {name: bench.put(getattr(case, name)) for name in "qkv"}
-        made = {"out": problem.v_shape, "lse": problem.lse_shape}
-        whole, part = (
-            {name: bench.make(shape, "float32") for name, shape in made.items()} for _ in range(2)
-        )
+        made = {"out": (problem.v_shape, dtype), "lse": (problem.lse_shape, "float32")}
+        whole, part = ({name: bench.make(*each) for name, each in made.items()} for _ in range(2))
         attention.attention_forward(engine, problem, **given, key_mask=None, **whole)
         arrays = {
             (name, 0): repeat(view if name == "lse" else view.split_heads(2, -1), images)
             for name, view in {**given, **part}.items()
         }
         (strips,) = find_strips(0, arrays)
-        assert strips.count > number and strips.length > tile.rows
+        assert strips.count > number + tile.strips
         tiles = -(-strips.length // tile.rows)
+        assert tiles * tile.strips > 1
         scalars = {"scale": problem.scale, "head_size_qk": 4, "head_size_v": 4}
         scalars |= {"include_self": True}
         argument = _fill(configuration.kernel, strips, number, tiles, scalars)
@@ -173,14 +173,18 @@ def test_numbers_of_strips(bench, number):
         results = {name: bench.get(view) for name, view in whole.items()}
         found = {name: bench.get(view) for name, view in part.items()}
     assert_matches_reference(case, **results)
-    head, column = divmod(number % strips_of_image, 3)
     expected = {name: np.full_like(x, np.nan) for name, x in results.items()}
-    for name, strip in {
-        "out": np.s_[:, :, column, 4 * head : 4 * head + 4],
-        "lse": np.s_[:, head, :, column],
-    }.items():
-        expected[name][strip] = results[name][strip]
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+    for i in range(tile.strips):
+        head, column = divmod((number + i) % strips_of_image, 3)
+        for name, strip in {
+            "out": np.s_[:, :, column, 4 * head : 4 * head + 4],
+            "lse": np.s_[:, head, :, column],
+        }.items():
+            expected[name][strip] = results[name][strip]
+    for name, array in expected.items():
+        np.testing.assert_allclose(
+            found[name].astype(float), array.astype(float), rtol=1e-5, atol=1e-6
+        )
 
 
 class LastBlock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -19,9 +20,9 @@ from crisscross.gpu.cupy_engine import OPTIONS
 from crisscross.kernels.catalogue import all_configurations
 from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.engine import Limits
-from crisscross.kernels.select import TABLES, select
+from crisscross.kernels.select import TABLES, Strip, select
 from crisscross.kernels.source import read_source
-from crisscross.kernels.tiles import MmaForwardTile
+from crisscross.kernels.tiles import MmaBackwardTile, MmaForwardTile, MmaStreamTile
 from tests.kernels.sweep import sample
 
 #: Shared memory that a block may have, by architecture.
@@ -126,19 +127,29 @@ def test_resources(compiled, pair):
 def count_products(configuration: Configuration) -> dict[str, int]:
     """Count the products of a kernel's tile: each is one instruction of its text.
 
-    Channels come in steps of 16, keys in tiles of 8: each step of q and k for every tile of them,
-    then each two tiles of channels of v for every 16 keys, and for 8 where these are left.
+    Forward, channels come in steps of 16, keys in tiles of 8: each step of q and k for every tile
+    of them, then each two tiles of channels of v for every 16 keys, and for 8 where these are left.
+    Backward, two steps of channels for each tile of weights are written down twice, once for the
+    energies and once for their gradients; then for every 16 positions the pairs of tiles of dv that
+    are made at once, and one of dq and dk.
     """
     tile = configuration.tile
-    assert isinstance(tile, MmaForwardTile)
-    steps = tile.channels // 16
+    if isinstance(tile, MmaBackwardTile):
+        row_tiles = -(-(tile.keys // 16) // tile.warp_rows)
+        weights = row_tiles * tile.keys // 8 // tile.warp_columns
+        is_wide = configuration.partial_dtype != configuration.dtype
+        pairs = 1 if is_wide else tile.channels // 16 // tile.warp_columns
+        return {"m16n8k16": 2 * 2 * weights + row_tiles * tile.keys // 16 * 2 * (pairs + 1)}
+    assert isinstance(tile, MmaForwardTile | MmaStreamTile)
+    energies = tile.channels // 16 * (tile.keys // 8)
+    pairs = (tile.group if isinstance(tile, MmaStreamTile) else tile.channels) // 16
     return {
-        "m16n8k16": tile.row_tiles * steps * (tile.keys // 8 + 2 * (tile.keys // 16)),
-        "m16n8k8": tile.row_tiles * steps * 2 * (tile.keys % 16 // 8),
+        "m16n8k16": tile.row_tiles * (energies + pairs * 2 * (tile.keys // 16)),
+        "m16n8k8": tile.row_tiles * pairs * 2 * (tile.keys % 16 // 8),
     }
 
 
-TENSOR = [each for each in all_configurations() if isinstance(each.tile, MmaForwardTile)]
+TENSOR = [each for each in all_configurations() if "mma" in each.kernel]
 
 
 @pytest.mark.parametrize("configuration", sample(TENSOR, 4, "ptx"), ids=str)
@@ -156,11 +167,11 @@ def test_what_a_device_has_no_room_for_is_not_selected():
     for architecture, shared_bytes in SHARED_BYTES.items():
         limits = Limits(architecture, shared_bytes, cache_bytes=0)
         for direction, table in TABLES.items():
-            for dtype, length, alone in product(table, range(1, 200), (True, False)):
-                tile = select(direction, dtype, length, limits, never_meets_itself=alone).tile
-                needed = tile.count_shared_bytes(dtype)
+            for strip in product(table, range(1, 200, 3), (64, 500), (64, 512), (True, False)):
+                tile = select(direction, Strip(*strip), limits).tile
+                needed = tile.count_shared_bytes(strip[0])
                 if isinstance(tile, MmaForwardTile):
-                    needed += tile.count_across_bytes(dtype)
+                    needed += tile.count_across_bytes(strip[0])
                 assert needed <= shared_bytes
                 assert tile.architecture <= architecture
 
@@ -182,17 +193,29 @@ def test_the_counts_are_of_the_configurations_there_are():
     }
 
 
-def count_registers() -> None:
-    """Count them anew: ``python -m tests.kernels.test_nvrtc``."""
-    jobs = [(c, a) for c in all_configurations() for a in SHARED_BYTES if fits(c, a)]
-    counted: dict[str, dict[int, int]] = {}
+def count_registers(*filters: str) -> None:
+    """Count them anew: ``python -m tests.kernels.test_nvrtc [FILTER...]``.
+
+    Of configurations whose names contain none of the filters the counts are kept.
+    """
+    kept: dict[str, dict[str, int]] = json.loads(COUNTED.read_text()) if filters else {}
+    counted: dict[str, dict[str, int]] = {}
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda job: compile_for(*job), jobs)
-        for (configuration, architecture), resources in zip(jobs, found, strict=True):
-            counted.setdefault(str(configuration), {})[architecture] = resources.registers
+        running: dict[tuple[str, int], Future[Resources]] = {}
+        for configuration in all_configurations():
+            name = str(configuration)
+            counted[name] = kept.get(name, {})
+            if name not in kept or any(each in name for each in filters):
+                running |= {
+                    (name, architecture): pool.submit(compile_for, configuration, architecture)
+                    for architecture in SHARED_BYTES
+                    if fits(configuration, architecture)
+                }
+        for (name, architecture), future in running.items():
+            counted[name][str(architecture)] = future.result().registers
     lines = [f"{json.dumps(name)}: {json.dumps(counts)}" for name, counts in counted.items()]
     COUNTED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":
-    count_registers()
+    count_registers(*sys.argv[1:])

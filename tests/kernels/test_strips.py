@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crisscross.kernels.select import DIRECTIONS, TABLES
-from crisscross.kernels.tiles import FmaTile
+from crisscross.kernels.tiles import FmaTile, MmaStreamTile
 from crisscross.testing import assert_matches_reference, make_case
 from tests.kernels.devices import EmulatedBench, run_attention, run_forward, select_tile
 from tests.kernels.emulated import EmulatorEngine
@@ -23,24 +23,27 @@ SMALLEST = TABLES["forward"]["float32"][0].tile
 
 def find_cases(tile):
     """Cases that reach into every corner of a tile: what is drawn is sizes."""
+    channels, vector, depth = tile.channels, 8, tile.channels
     if isinstance(tile, FmaTile):
         one_tile, any_length = tile.columns, max(tile.columns, tile.rows) + 5
         depth, vector = tile.depth, tile.channels // tile.thread_columns
+    elif isinstance(tile, MmaStreamTile):
+        one_tile, any_length = tile.keys, max(tile.keys, tile.rows) + 5
+        channels, depth = tile.group, tile.depth - 8
     else:
         one_tile = any_length = tile.keys
-        depth, vector = tile.channels, 8
     return {
         # All keys in one tile, rows ragged, head sizes less than a vector.
         "single": ((one_tile - 3, 2), {"heads": 2, "head_size_qk": 3, "head_size_v": 7}),
         # Several tiles of keys, of rows and of channels, the last of each ragged.
         "several": (
             (2, any_length),
-            {"head_size_qk": depth + 1, "head_size_v": tile.channels + vector + 1},
+            {"head_size_qk": depth + 1, "head_size_v": channels + vector + 1},
         ),
         # Several tiles of channels, the last one ragged, and yet all vectors aligned.
         "several aligned": (
             (3, one_tile - 3),
-            {"head_size_qk": depth + 8, "head_size_v": 2 * tile.channels + 24},
+            {"head_size_qk": depth + 8, "head_size_v": 2 * channels + 24},
         ),
         # Sums of gradients over three axes; head sizes that fill a vector and begin another.
         "three axes": ((2, 3, 5), {"head_size_qk": 4, "head_size_v": 25, "batch": 2}),

@@ -19,7 +19,7 @@ from crisscross.kernels import ccnet
 from crisscross.kernels.layout import copy_features
 from crisscross.kernels.merge import merge
 from crisscross.kernels.select import DIRECTIONS, TABLES, Direction
-from crisscross.kernels.tiles import FmaTile, Tile
+from crisscross.kernels.tiles import FmaTile, MmaStreamTile, Tile
 from crisscross.problem import COMPUTE_DTYPES, MapProblem, MergeProblem
 from crisscross.testing import AttentionCase, make_case, numpy_dtype
 from crisscross.view import View
@@ -100,6 +100,8 @@ def trace_streams(direction: Direction, dtype: str, row: int) -> Costs:
     if isinstance(tile, FmaTile):
         length, depth = tile.columns + 5, tile.depth
         channels = tile.channels + tile.channels // tile.thread_columns + 1
+    elif isinstance(tile, MmaStreamTile):
+        length, depth, channels = tile.rows + 5, 62, tile.group + 9
     else:
         length, depth, channels = tile.rows - 1, tile.channels, tile.channels + 9
     sizes = {"head_size_qk": depth + 1, "head_size_v": channels, "channel_axis": -1}
@@ -142,10 +144,10 @@ def count_traffic(direction: Direction, length: int, channel_axis: int) -> float
     return found if channel_axis == -1 else found + count((2, length), is_copy)
 
 
-def trace_sums() -> Costs:
+def trace_sums(row: int) -> Costs:
     """Trace three axes in 16 bits: gradients are summed in float32, and rounded in the end."""
     case = make_case((2, 3, 5), dtype="float16", head_size_qk=5, head_size_v=9, masked=True)
-    return _trace_attention(case, "backward", TABLES["backward"]["float16"][0].tile)
+    return _trace_attention(case, "backward", TABLES["backward"]["float16"][row].tile)
 
 
 def _count_keys(tile: Tile) -> int:

@@ -25,13 +25,13 @@ struct Share {
   int row, unit_channel;  // the first of its positions; the first channel of its unit
   unsigned are_there = 0;  // its positions, a bit each
 
-  // `is_there` says of a position of the tile whether it is there; it is not asked for others.
+  // `exists` says of a position of the tile whether it is there; it is not asked for others.
   template <class Predicate>
-  __device__ __forceinline__ Share(int thread, Predicate is_there)
+  __device__ __forceinline__ Share(int thread, Predicate exists)
       : row(thread / units), unit_channel(thread % units * unit) {
 #pragma unroll
     for (int i = 0; i < count; i++)
-      if ((rows % step == 0 || row + i * step < rows) && is_there(row + i * step))
+      if ((rows % step == 0 || row + i * step < rows) && exists(row + i * step))
         are_there |= 1u << i;
   }
 
