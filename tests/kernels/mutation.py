@@ -53,7 +53,7 @@ _MMA = tuple(
     for tiles in (
         "forward-bfloat16-4-strips",
         "forward-bfloat16-128x64x64",
-        "backward-float16-4-strips",
+        "backward-float16-2-strips",
     )
 )
 _COPIES = (("tests/kernels/test_layout_and_merge.py", "-k", "copies and float32-float32"),)
