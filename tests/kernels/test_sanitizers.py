@@ -13,7 +13,8 @@ from tests.kernels.sweep import FULL
 
 #: What to run: all of it in a full sweep, else what reaches into every corner.
 CHOSEN = ["tests/kernels/test_strips.py", "tests/kernels/test_ccnet.py"]
-SAMPLE = "((float32-64x64 or float16-4-strips or backward-float16-2-strips) and (single or several)) or float32-ascending"
+TILES = "float32-64x64 or float16-4-strips or backward-float16-2-strips"
+SAMPLE = f"(({TILES}) and (single or several)) or float32-ascending"
 
 
 @pytest.mark.skipif(sanitizers.are_loaded(), reason="this is the run under the sanitizers")

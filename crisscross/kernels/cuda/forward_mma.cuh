@@ -20,7 +20,7 @@ struct Lane {
         t(index % 4 * 2),
         first_row(first_row),
         has_last(first_row + (ROW_TILES - 1) * 16 < length) {}
-  __device__ __forceinline__ bool has(int m) const { return m < ROW_TILES - 1 || has_last; }
+  __device__ __forceinline__ bool multiplies(int m) const { return m < ROW_TILES - 1 || has_last; }
   __device__ __forceinline__ int row(int m, int h) const { return first_row + m * 16 + h * 8 + g; }
 };
 
@@ -58,7 +58,7 @@ __device__ __forceinline__ void add_products(Weights& sums, const Lane& lane, co
       load_matrices(right, &keys[n * 8 + lane.index / 16 * 8 + lane.index % 8][column]);
 #pragma unroll
       for (int m = 0; m < ROW_TILES; m++)
-        if (lane.has(m)) {
+        if (lane.multiplies(m)) {
           mma_k16(sums[m][n], left[m], right[0], right[1]);
           mma_k16(sums[m][n + 1], left[m], right[2], right[3]);
         }
@@ -68,7 +68,7 @@ __device__ __forceinline__ void add_products(Weights& sums, const Lane& lane, co
       load_matrices(right, &keys[KEYS - 8 + lane.index % 8][column]);
 #pragma unroll
       for (int m = 0; m < ROW_TILES; m++)
-        if (lane.has(m)) mma_k16(sums[m][key_tiles - 1], left[m], right[0], right[1]);
+        if (lane.multiplies(m)) mma_k16(sums[m][key_tiles - 1], left[m], right[0], right[1]);
     }
   }
 }
@@ -208,7 +208,7 @@ __device__ __forceinline__ void add_values(float (&results)[ROW_TILES][2][4], co
     for (int m = 0; m < ROW_TILES; m++) {
       if (skips_self && first_key + step * 16 == lane.first_row + m * 16 && has_nonfinite(right)) {
         add_others(results[m], packed[m][step], right, lane);
-      } else if (lane.has(m)) {
+      } else if (lane.multiplies(m)) {
         mma_k16(results[m][0], packed[m][step], right[0], right[1]);
         mma_k16(results[m][1], packed[m][step], right[2], right[3]);
       }
@@ -224,7 +224,7 @@ __device__ __forceinline__ void add_values(float (&results)[ROW_TILES][2][4], co
       if (skips_self && first_key + step * 16 == lane.first_row + m * 16 && has_nonfinite(right)) {
         const unsigned left[4] = {packed[m][step][0], packed[m][step][1], 0, 0};
         add_others(results[m], left, right, lane);
-      } else if (lane.has(m)) {
+      } else if (lane.multiplies(m)) {
         mma_k8(results[m][0], packed[m][step][0], packed[m][step][1], last[0]);
         mma_k8(results[m][1], packed[m][step][0], packed[m][step][1], last[1]);
       }

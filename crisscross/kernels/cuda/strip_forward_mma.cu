@@ -143,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(STRIPS* group_threads, BLOCKS)
     __syncwarp();
     own_share.write(own_rows, out, first_row, channel, a.head_size_v);
 #endif
-    __syncwarp();
+    // Where this lane itself has read.
     if (merges && next < a.head_size_v)
       own_share.begin_copy(own_rows, out_before, first_row, next, a.head_size_v);
     cp_async_commit();
