@@ -63,21 +63,21 @@ def count_kernels(direction, dtype, row):
     return len([each for each in kernels if direction in each])
 
 
-@pytest.mark.parametrize(("direction", "dtype", "row"), sample(STRIPS, 6, "traces"))
+@pytest.mark.parametrize(("direction", "dtype", "row"), sample(STRIPS, 4, "traces"))
 def test_strips(direction, dtype, row):
     costs = trace_strips(direction, dtype, row)
     assert len(costs) == count_kernels(direction, dtype, row)
     hold(costs)
 
 
-@pytest.mark.parametrize(("direction", "dtype", "row"), sample(STRIPS, 6, "merging"))
+@pytest.mark.parametrize(("direction", "dtype", "row"), sample(STRIPS, 4, "merging"))
 def test_strips_that_merge(direction, dtype, row):
     costs = trace_merging(direction, dtype, row)
     assert len(costs) == count_kernels(direction, dtype, row)
     hold(costs)
 
 
-@pytest.mark.parametrize(("direction", "dtype", "row"), sample(STRIPS, 6, "ragged tiles"))
+@pytest.mark.parametrize(("direction", "dtype", "row"), sample(STRIPS, 4, "ragged tiles"))
 def test_strips_of_several_ragged_tiles(direction, dtype, row):
     """There is no budget: sizes are odd, and rows lie across sectors."""
     costs = trace_streams(direction, dtype, row)
@@ -107,7 +107,7 @@ TRAFFIC = {("forward", True): 2.5, ("forward", False): 3.7, ("backward", True): 
 LEAST = {"forward": 2304, "backward": 4608}
 
 
-@pytest.mark.parametrize("length", [97, 129])
+@pytest.mark.parametrize("length", sample([97, 129], 1, "traffic"))
 @pytest.mark.parametrize(("direction", "channels_last"), list(TRAFFIC))
 def test_traffic_of_the_block_of_ccnet(direction, channels_last, length):
     bytes_a_pixel = count_traffic(direction, length, -1 if channels_last else 1)
