@@ -90,7 +90,7 @@ PAIRS = [
     for architecture in sample(list(SHARED_BYTES), 1, str(configuration))
     if fits(configuration, architecture)
 ]
-PAIRS = sample(PAIRS, 40, "nvrtc")
+PAIRS = sample(PAIRS, 24, "nvrtc")
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def hold_to_be_compiled(direction, tile, compiled):
 
 
 @pytest.mark.parametrize("name", list(find_cases(SMALLEST)))
-@pytest.mark.parametrize(("direction", "dtype", "tile"), sample(TILES, 14, "strips"))
+@pytest.mark.parametrize(("direction", "dtype", "tile"), sample(TILES, 10, "strips"))
 def test_every_tile(bench, direction, dtype, tile, name):
     spatial, options = find_cases(tile)[name]
     # Read as they are, or copied to have their channels side by side; with a mask, or without.
