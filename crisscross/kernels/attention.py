@@ -187,7 +187,9 @@ def attention_forward(
 ) -> None:
     """Fill `out` and `lse`; each axis merges its part with those before."""
     for group in _find_groups(engine, problem, 2):
+        split = group.split(out)
         target, finish = group.write("out", out, problem.dtype)
+        is_packed = not is_direct(out, problem.channel_axis)
         arrays: dict[str, View | None] = {
             "q": group.read("q", q),
             "k": group.read("k", k),
@@ -198,9 +200,8 @@ def attention_forward(
         aligned = _are_aligned({**arrays, "out": target})
         for turn, axis in enumerate(problem.axes):
             tile = _select(engine, "forward", problem, axis)
-            split = group.split(out)
             is_last = axis == problem.axes[-1]
-            is_across = is_last and split is not target and can_write_across(tile, split, axis)
+            is_across = is_last and is_packed and can_write_across(tile, split, axis)
             launch_strips(
                 engine,
                 configure_forward(problem.dtype, tile, is_aligned=aligned, is_across=is_across),

@@ -18,14 +18,14 @@ count_shared_bytes
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar, TypeAlias
 
+from crisscross.problem import COMPUTE_DTYPES
 from crisscross.view import ITEM_BYTES
 
-#: Bytes of what is computed in.
-COMPUTE_BYTES = {"float16": 4, "bfloat16": 4, "float32": 4, "float64": 8}
 _WIDE_BYTES = 16  # what shared memory delivers at once
 # Where the arrays' strips begin; see the sources.
 _FEATURES_BYTES, _STRIPS_BYTES, _ARRAYS_BYTES = 72, 144, 192
@@ -41,7 +41,7 @@ class _Compiled:
 
 
 @dataclass(frozen=True)
-class _WholeStrips(_Compiled):
+class _WholeStrips(_Compiled, ABC):
     """All of each of `strips` strips, for tensor cores; `keys` is the longest there may be."""
 
     architecture: ClassVar[int] = 80
@@ -53,9 +53,13 @@ class _WholeStrips(_Compiled):
     def rows(self) -> int:
         return self.keys
 
-    def _describe(self, threads: int) -> str:
+    @property
+    @abstractmethod
+    def threads(self) -> int: ...
+
+    def __str__(self) -> str:
         several = "a strip" if self.strips == 1 else f"{self.strips} strips"
-        return f"{several} of up to {self.keys} by {threads} threads"
+        return f"{several} of up to {self.keys} by {self.threads} threads"
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class FmaTile(_Compiled):
         return f"{self.rows}x{self.columns}x{self.channels} by {self.threads} threads"
 
     def count_shared_bytes(self, dtype: str) -> int:
-        element_bytes = COMPUTE_BYTES[dtype]
+        element_bytes = ITEM_BYTES[COMPUTE_DTYPES[dtype]]
         wide = _WIDE_BYTES // element_bytes
         weights = self.rows * (self.columns + wide)
         features = (self.rows + self.columns) * (self.depth + wide)
@@ -135,9 +139,6 @@ class MmaForwardTile(_WholeStrips):
     @property
     def threads(self) -> int:
         return 32 * self.warps * self.strips
-
-    def __str__(self) -> str:
-        return self._describe(self.threads)
 
     def count_shared_bytes(self, dtype: str) -> int:
         rows = 16 * self.warps * self.row_tiles + 2 * self.keys
@@ -195,7 +196,7 @@ class MmaStreamTile(_Compiled):
     def count_shared_bytes(self, dtype: str) -> int:
         tiles = self.rows * self.depth // self.channels + _STAGES * self.keys
         features = tiles * (self.channels + 8) * ITEM_BYTES[dtype]
-        rest = self.rows * COMPUTE_BYTES[dtype] + 2 * self.keys + _STRIPS_BYTES
+        rest = self.rows * ITEM_BYTES[COMPUTE_DTYPES[dtype]] + 2 * self.keys + _STRIPS_BYTES
         return _round_up(features + rest)
 
 
@@ -228,14 +229,11 @@ class MmaBackwardTile(_WholeStrips):
     def threads(self) -> int:
         return 32 * self.warp_rows * self.warp_columns * self.strips
 
-    def __str__(self) -> str:
-        return self._describe(self.threads)
-
     def count_shared_bytes(self, dtype: str) -> int:
         element_bytes = ITEM_BYTES[dtype]
         features = 2 * self.keys * (self.channels + 8) * element_bytes
         weights = self.keys * (self.keys + 8) * element_bytes
-        rows = self.keys * (2 * COMPUTE_BYTES[dtype] + 1)
+        rows = self.keys * (2 * ITEM_BYTES[COMPUTE_DTYPES[dtype]] + 1)
         return self.strips * (
             features + max(features, weights) + weights + _round_up(rows) + _ARRAYS_BYTES
         )

@@ -36,7 +36,7 @@ struct alignas(16) Group {
 struct Memory {
   Group groups[STRIPS];
 };
-static_assert(sizeof(Memory) == SHARED_BYTES, "configuration.py computes it too");
+static_assert(sizeof(Memory) == SHARED_BYTES, "tiles.py computes it too");
 
 // What a lane owns of its warp's tiles; g and t as in tensor.cuh.
 struct Lane {

@@ -21,7 +21,7 @@ struct alignas(16) Memory {
   Element across[STRIPS][CHANNELS][KEYS + 4];
 #endif
 };
-static_assert(sizeof(Memory) == SHARED_BYTES, "configuration.py computes it too");
+static_assert(sizeof(Memory) == SHARED_BYTES, "tiles.py computes it too");
 
 extern "C" __global__ void __launch_bounds__(STRIPS* group_threads, BLOCKS)
     strip_forward_mma(const __grid_constant__ Forward a) {

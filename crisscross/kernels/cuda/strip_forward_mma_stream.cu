@@ -21,7 +21,7 @@ struct alignas(16) Memory {
   Strip<Element> out;
   Strip<Compute> lse;
 };
-static_assert(sizeof(Memory) == SHARED_BYTES, "configuration.py computes it too");
+static_assert(sizeof(Memory) == SHARED_BYTES, "tiles.py computes it too");
 
 // A chunk that the block walks over: of keys, then of values, for each tile of keys, for each group of
 // channels of values.

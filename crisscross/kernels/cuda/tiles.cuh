@@ -27,7 +27,7 @@ struct alignas(16) Memory {
   };
   bool row_is_there[ROWS], column_is_there[COLUMNS];
 };
-static_assert(sizeof(Memory) == SHARED_BYTES, "configuration.py computes it too");
+static_assert(sizeof(Memory) == SHARED_BYTES, "tiles.py computes it too");
 
 // What this thread owns: a run of rows, every THREAD_COLUMNS-th column, and runs of `wide` channels.
 __device__ __forceinline__ int own_row(int i) { return threadIdx.x / THREAD_COLUMNS * own_rows + i; }
