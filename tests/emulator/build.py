@@ -60,10 +60,10 @@ _MODE_OPTIONS = {
         "-fno-omit-frame-pointer",
     ),
     # Hooks of the thread sanitizer, without its library. Split vectors would count as several,
-    # and a small function that is not inlined as one place, whoever calls it.
+    # and a function that is not inlined as one place, whoever calls it.
     Mode.TRACED: (
         *("-fwrapv", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"),
-        *("-fno-tree-sra", "-fno-ipa-sra", "-finline-small-functions"),
+        *("-fno-tree-sra", "-fno-ipa-sra", "-finline-small-functions", "-finline-limit=100000"),
         "-DEMULATOR_TRACE",
     ),
 }
