@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
+
+# Or it takes most of a GPU's memory when it starts, and leaves the other libraries too little.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crisscross.bench.peer import Calls, Form, Inputs
+from crisscross.bench.peer import Calls, Form, Inputs, NotServed
+from crisscross.bench.shapes import CHANNELS_FIRST, CHANNELS_LAST, CUDA, DEVICES
 
 PACKAGES = ("jax", "jaxlib")
 
@@ -27,28 +33,57 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return out + jnp.einsum("nhwj,nchj->nchw", weights[..., height:], v)
 
 
-def attend_and_differentiate(
-    q: jax.Array, k: jax.Array, v: jax.Array, dout: jax.Array
-) -> tuple[jax.Array, ...]:
-    out, pull_back = jax.vjp(attend, q, k, v)
-    return (out, *pull_back(dout))
+def attend_channels_last(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Arrays have no strides here: XLA finds out that nothing need be moved."""
+    return jnp.moveaxis(attend(*(jnp.moveaxis(x, -1, 1) for x in (q, k, v))), 1, -1)
+
+
+def differentiate(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, dout: jax.Array) -> tuple[jax.Array, ...]:
+        out, pull_back = jax.vjp(function, q, k, v)
+        return (out, *pull_back(dout))
+
+    return run
+
+
+JITTED = {
+    layout: (jax.jit(function), jax.jit(differentiate(function)))
+    for layout, function in ((CHANNELS_FIRST, attend), (CHANNELS_LAST, attend_channels_last))
+}
+
+
+def find_device(name: str) -> jax.Device:
+    try:
+        return jax.devices(name)[0]
+    except RuntimeError as error:
+        raise NotServed(f"JAX {jax.__version__} finds no device of this kind: {error}") from error
 
 
 def prepare(inputs: Inputs) -> Calls:
-    q, k, v, dout = (jnp.array(x) for x in (inputs.q, inputs.k, inputs.v, inputs.dout))
-    jitted, jitted_backward = jax.jit(attend), jax.jit(attend_and_differentiate)
+    device = find_device(inputs.device)
+    if inputs.device == CUDA:
+        # By default a GPU multiplies float32 in TF32.
+        jax.config.update("jax_default_matmul_precision", "highest")
+    channel_axis = -1 if inputs.layout == CHANNELS_LAST else 1
+    q, k, v, dout = (
+        jax.device_put(np.ascontiguousarray(np.moveaxis(x, 1, channel_axis)), device)
+        for x in (inputs.q, inputs.k, inputs.v, inputs.dout)
+    )
+    jitted, jitted_backward = JITTED[inputs.layout]
 
     def forward() -> dict[str, Any]:
-        return {"out": jitted(q, k, v).block_until_ready()}
+        return {"out": jitted(q, k, v)}
 
     def forward_backward() -> dict[str, Any]:
-        results = jax.block_until_ready(jitted_backward(q, k, v, dout))
+        results = jitted_backward(q, k, v, dout)
         return dict(zip(("out", "dq", "dk", "dv"), results, strict=True))
 
     def to_numpy(results: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-        return {name: np.asarray(array) for name, array in results.items()}
+        return {
+            name: np.moveaxis(np.asarray(array), channel_axis, 1) for name, array in results.items()
+        }
 
-    return Calls(forward, forward_backward, to_numpy)
+    return Calls(forward, forward_backward, to_numpy, jax.block_until_ready)
 
 
-FORMS = {"jax.jit": Form(prepare)}
+FORMS = {"jax.jit": Form(prepare, devices=DEVICES)}

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 import torch._inductor.config
-from torch_eager import attend_by_bmm, attend_by_einsum, prepare
+from torch_eager import (
+    attend_by_bmm,
+    attend_by_einsum,
+    compile_for,
+    measure_memory,
+    prepare,
+    release,
+)
 
-from crisscross.bench.peer import Calls, Form, Inputs
+from crisscross.bench.peer import Form
+from crisscross.bench.shapes import DEVICES
+
+__all__ = ["FORMS", "PACKAGES", "measure_memory", "release"]
 
 PACKAGES = ("torch",)
 
@@ -14,18 +23,11 @@ PACKAGES = ("torch",)
 # the same.
 torch._inductor.config.compile_threads = 1
 
-_compiled: list[Inputs] = []
-
-
-def prepare_compiled(inputs: Inputs, attend: object) -> Calls:
-    # After a number of shapes the compiler would give up and run the rest eagerly.
-    if not any(inputs is last for last in _compiled):
-        torch._dynamo.reset()
-        _compiled[:] = [inputs]
-    return prepare(inputs, torch.compile(attend, dynamic=False))
-
-
 FORMS = {
-    "torch.compile einsum": Form(lambda inputs: prepare_compiled(inputs, attend_by_einsum)),
-    "torch.compile bmm": Form(lambda inputs: prepare_compiled(inputs, attend_by_bmm)),
+    "torch.compile einsum": Form(
+        lambda inputs: prepare(inputs, compile_for(inputs, attend_by_einsum)), devices=DEVICES
+    ),
+    "torch.compile bmm": Form(
+        lambda inputs: prepare(inputs, compile_for(inputs, attend_by_bmm)), devices=DEVICES
+    ),
 }

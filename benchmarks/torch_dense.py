@@ -24,7 +24,7 @@ def prepare(inputs: Inputs) -> Calls:
         raise NotServed(f"measured up to {_MOST_POSITIONS:,} positions, got {height * width:,}")
     # (N, heads, positions, channels), contiguous.
     q, k, v = (
-        to_torch(x).flatten(2).transpose(1, 2)[:, None].contiguous()
+        to_torch(x, inputs).flatten(2).transpose(1, 2)[:, None].contiguous()
         for x in (inputs.q, inputs.k, inputs.v)
     )
 

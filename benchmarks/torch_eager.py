@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from crisscross.bench.peer import Calls, Form, Inputs
+from crisscross.bench.peer import Calls, Form, Inputs, NotServed
+from crisscross.bench.shapes import CHANNELS_LAST, CUDA, DEVICES
 
 PACKAGES = ("torch",)
 
@@ -54,14 +55,23 @@ def attend_by_bmm(
     return out + by_row.view(batch, height, -1, width).permute(0, 2, 1, 3)
 
 
-def to_torch(array: np.ndarray) -> torch.Tensor:
+def find_format(inputs: Inputs) -> torch.memory_format:
+    """PyTorch keeps the order of a shape, whatever the layout."""
+    return torch.channels_last if inputs.layout == CHANNELS_LAST else torch.contiguous_format
+
+
+def to_torch(array: np.ndarray, inputs: Inputs) -> torch.Tensor:
+    if inputs.device == CUDA and not torch.cuda.is_available():
+        raise NotServed(f"PyTorch {torch.__version__} finds no CUDA device")
     if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+        tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(array)
+    return tensor.to(inputs.device).contiguous(memory_format=find_format(inputs))
 
 
 def to_numpy(results: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: _to_array(tensor.contiguous()) for name, tensor in results.items()}
+    return {name: _to_array(tensor.contiguous().cpu()) for name, tensor in results.items()}
 
 
 def _to_array(tensor: torch.Tensor) -> np.ndarray:
@@ -72,27 +82,70 @@ def _to_array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
+def wait(results: dict[str, torch.Tensor]) -> None:
+    if results["out"].is_cuda:
+        torch.cuda.synchronize()
+
+
+def release() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def measure_memory(call: Callable[[], dict[str, torch.Tensor]]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    results = call()
+    wait(results)
+    return torch.cuda.max_memory_allocated() - before
+
+
+_compiled: list[Inputs] = []
+
+
+def compile_for(inputs: Inputs, function: Callable[..., Any], **options: str) -> Callable[..., Any]:
+    """Compile for the shapes of one case."""
+    # After a number of shapes the compiler would give up and run the rest eagerly.
+    if not any(inputs is last for last in _compiled):
+        torch._dynamo.reset()
+        _compiled[:] = [inputs]
+    return torch.compile(function, dynamic=False, **options)
+
+
 def prepare(inputs: Inputs, attend: Attention) -> Calls:
     arrays = (inputs.q, inputs.k, inputs.v, inputs.dout)
-    q, k, v, dout = (to_torch(x) for x in arrays)
-    leaves = tuple(x.clone().requires_grad_() for x in (q, k, v))
+    q, k, v, dout = (to_torch(x, inputs) for x in arrays)
     height = q.shape[2]
-    hidden = torch.zeros(height, height, dtype=q.dtype).fill_diagonal_(float("-inf"))
+    hidden = torch.zeros(height, height, dtype=q.dtype, device=q.device)
+    hidden.fill_diagonal_(float("-inf"))
+    return make_calls(lambda *given: attend(*given, hidden), q, k, v, dout)
+
+
+def make_calls(
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dout: torch.Tensor,
+) -> Calls:
+    """Forward without a graph; forward and backward by autograd."""
+    leaves = tuple(x.detach().requires_grad_() for x in (q, k, v))
 
     def forward() -> dict[str, Any]:
         with torch.no_grad():
-            return {"out": attend(q, k, v, hidden)}
+            return {"out": attend(q, k, v)}
 
     def forward_backward() -> dict[str, Any]:
-        out = attend(*leaves, hidden)
+        out = attend(*leaves)
         dq, dk, dv = torch.autograd.grad(out, leaves, dout)
         # Detached, or the results would keep what the backward needed.
         return {"out": out.detach(), "dq": dq, "dk": dk, "dv": dv}
 
-    return Calls(forward, forward_backward, to_numpy)
+    return Calls(forward, forward_backward, to_numpy, wait)
 
 
 FORMS = {
-    "torch einsum": Form(lambda inputs: prepare(inputs, attend_by_einsum)),
-    "torch bmm": Form(lambda inputs: prepare(inputs, attend_by_bmm)),
+    "torch einsum": Form(lambda inputs: prepare(inputs, attend_by_einsum), devices=DEVICES),
+    "torch bmm": Form(lambda inputs: prepare(inputs, attend_by_bmm), devices=DEVICES),
 }

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,9 +49,20 @@ def _runs_everything(config: pytest.Config) -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail a run that passed with too few examples."""
-    if exitstatus == pytest.ExitCode.OK and _find_shortfalls(session.config):
+    """Fail a run that passed with too few examples; one of several processes only tells its own."""
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:
+        told["examples"], told["asked_for"] = dict(EXAMPLES), ASKED_FOR
+    elif exitstatus == pytest.ExitCode.OK and _find_shortfalls(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Add up the examples of the processes of pytest-xdist."""
+    if error is None:
+        EXAMPLES.update(node.workeroutput["examples"])
+        ASKED_FOR.update(node.workeroutput["asked_for"])
 
 
 def _find_shortfalls(config: pytest.Config) -> list[str]:

@@ -25,9 +25,9 @@ from crisscross.bench.gate import (
 from crisscross.bench.peer import DENSE
 from crisscross.bench.process import WorkerError, count_usable_cpus
 from crisscross.bench.ratios import pair, summarise
-from crisscross.bench.records import CaseRecord, PassRecord, Row
+from crisscross.bench.records import CaseRecord, Gpu, PassRecord, Row
 from crisscross.bench.settings import Settings
-from crisscross.bench.shapes import FORWARD, Shape, count_flops
+from crisscross.bench.shapes import FORWARD, Shape, count_sets, find_floor
 from crisscross.bench.team import Team
 from crisscross.testing import AttentionCase
 
@@ -44,6 +44,8 @@ class _Draft:
     reason: str | None = None
     errors: dict[str, float | None] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    launches: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
     extra_bytes: int | None = None
     memory_reason: str | None = None
 
@@ -74,10 +76,17 @@ class Case:
     shape : Shape
     step : callable
         Told what comes next.
+    gpu : Gpu or None
+        Where the run is on one.
     """
 
     def __init__(
-        self, settings: Settings, team: Team, shape: Shape, step: Callable[[str], None]
+        self,
+        settings: Settings,
+        team: Team,
+        shape: Shape,
+        step: Callable[[str], None],
+        gpu: Gpu | None,
     ) -> None:
         self.settings, self.team, self.shape, self.step = settings, team, shape, step
         self.entries = [
@@ -93,7 +102,9 @@ class Case:
         ]
         # Ours first, in the table too.
         self.entries.sort(key=lambda entry: not entry.ours)
-        self.rates: list[float] = []
+        self.sets = count_sets(shape, settings.dtype, gpu.cache_bytes) if gpu else 1
+        self.rates: dict[str, list[float]] = {}
+        self.floor_reason: str | None = None
         self.watched, self.foreign = 0.0, 0.0
 
     def run(self) -> CaseRecord:
@@ -138,7 +149,14 @@ class Case:
         entries = [entry for entry in self.entries if entry.path == path]
         try:
             self.team.revive(path)
-            self.team.workers[path].ask("open", folder=str(folder), dtypes=dtypes)
+            self.team.workers[path].ask(
+                "open",
+                folder=str(folder),
+                dtypes=dtypes,
+                device=self.settings.device,
+                layout=self.settings.layout,
+                sets=self.sets,
+            )
         except WorkerError as error:
             for entry in entries:
                 entry.refuse(str(error))
@@ -200,7 +218,7 @@ class Case:
             order.shuffle(turns)
             for entry in turns:
                 if entry is None:
-                    self._time_matmul()
+                    self._time_yardsticks()
                 else:
                     self._time_entry(entry, name)
 
@@ -219,29 +237,45 @@ class Case:
             draft.reason = str(error)
             return
         draft.seconds.append(answer["seconds"])
+        if "latency" in answer:
+            draft.launches.append(answer["launch"])
+            draft.latencies.append(answer["latency"])
         if "foreign" in answer:
             self.watched += answer["watched"]
             self.foreign += answer["foreign"]
 
-    def _time_matmul(self) -> None:
-        """The floor is what NumPy's matmul does in this run, on all threads."""
-        dtype = "float64" if self.settings.dtype == "float64" else "float32"
-        worker = self.team.workers[self.team.home]
+    def _time_yardsticks(self) -> None:
+        """The floor is what a matmul and, on a GPU, a copy do in this run."""
+        settings = self.settings
         try:
-            rate = worker.ask("time_matmul", dtype=dtype, seconds=_FILL_SECONDS)["rate"]
-        except WorkerError:  # the rows of this worker tell
+            rates = self.team.workers[self.team.home].ask(
+                "time_yardsticks",
+                device=settings.device,
+                dtype=settings.dtype,
+                seconds=_FILL_SECONDS,
+            )
+        except WorkerError as error:
+            self.floor_reason = str(error)
             return
-        self.rates.append(rate)
+        for name, rate in rates.items():
+            self.rates.setdefault(name, []).append(rate)
 
     def _record(self, source: str) -> CaseRecord:
-        rate = summarise(self.rates).median if self.rates else None
+        rates = {name: summarise(found).median for name, found in self.rates.items()}
+        matmul_rate, copy_rate = rates.get("matmul"), rates.get("copy")
+        floors = {}
+        if matmul_rate is not None:
+            floors = {
+                name: find_floor(self.shape, name, self.settings.dtype, matmul_rate, copy_rate)
+                for name in self.entries[0].passes
+            }
         reference = self.entries[0]
         rows = tuple(
             Row(
                 entry.form,
                 entry.function,
                 {
-                    name: self._record_pass(name, draft, reference.passes[name], rate)
+                    name: self._record_pass(draft, reference.passes[name], floors.get(name))
                     for name, draft in entry.passes.items()
                 },
             )
@@ -249,23 +283,32 @@ class Case:
         )
         available = self.watched * (os.cpu_count() or 1)
         share = max(0.0, self.foreign / available) if available else None
-        return CaseRecord(self.shape, source, rate, share, rows)
+        return CaseRecord(
+            shape=self.shape,
+            oracle=source,
+            matmul_rate=matmul_rate,
+            copy_rate=copy_rate,
+            floors=floors,
+            floor_reason=None if floors else self.floor_reason,
+            sets=self.sets,
+            foreign_share=share,
+            rows=rows,
+        )
 
-    def _record_pass(
-        self, name: str, draft: _Draft, reference: _Draft, rate: float | None
-    ) -> PassRecord:
+    def _record_pass(self, draft: _Draft, reference: _Draft, floor: float | None) -> PassRecord:
         kept = PassRecord(draft.reason, draft.errors)
         if draft.reason is not None:
             return kept
         time = summarise(draft.seconds)
         comparable = draft is not reference and reference.reason is None
-        floor = count_flops(self.shape, name) / rate if rate else None
         return PassRecord(
             errors=draft.errors,
             seconds=tuple(draft.seconds),
             time=time,
             ratio=pair(draft.seconds, reference.seconds) if comparable else None,
             over_floor=time.median / floor if floor else None,
+            launch=summarise(draft.launches).median if draft.launches else None,
+            latency=summarise(draft.latencies).median if draft.latencies else None,
             extra_bytes=draft.extra_bytes,
             memory_reason=draft.memory_reason,
         )

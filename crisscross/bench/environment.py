@@ -9,7 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["describe_blas", "find_commit", "name_cpu", "tell_date"]
+__all__ = ["ask_nvidia_smi", "describe_blas", "find_commit", "name_cpu", "tell_date"]
+
+_GPU_STATE = (
+    "driver_version",
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+)
 
 
 def name_cpu() -> str:
@@ -44,10 +54,21 @@ def find_commit() -> tuple[str | None, bool]:
 
 
 def _ask_git(root: Path, *command: str) -> str | None:
+    return _ask("git", "-C", str(root), *command)
+
+
+def ask_nvidia_smi(bus_id: str) -> dict[str, str]:
+    """Ask the driver's own tool for driver, clocks and power; nothing where it is not installed."""
+    query = f"--query-gpu={','.join(_GPU_STATE)}"
+    told = _ask("nvidia-smi", f"--id={bus_id}", query, "--format=csv,noheader")
+    values = [] if told is None else [value.strip() for value in told.split(",")]
+    # A driver that does not know a name tells so in words, in place of the values.
+    return dict(zip(_GPU_STATE, values, strict=True)) if len(values) == len(_GPU_STATE) else {}
+
+
+def _ask(*command: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *command], cwd=root, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

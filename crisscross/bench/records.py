@@ -10,7 +10,39 @@ from typing import Any
 from crisscross.bench.ratios import Spread
 from crisscross.bench.shapes import Shape
 
-__all__ = ["CaseRecord", "Environment", "PassRecord", "Report", "Row"]
+__all__ = ["CaseRecord", "Environment", "Gpu", "PassRecord", "Report", "Row"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU of a run.
+
+    Attributes
+    ----------
+    architecture : str
+        Compute capability, "90" for 9.0.
+    memory_bytes, cache_bytes : int
+        Of the whole GPU, and of its L2 cache.
+    bus_id : str
+        Of PCI.
+    driver_cuda, runtime_cuda : int
+        The newest CUDA version of the driver, and that of CuPy's runtime; 12090 for 12.9.
+    cupy : str
+        Version.
+    state : dict of str
+        What `nvidia-smi` told when the run ended, by its own names: driver, clocks, power. Empty
+        where there is none.
+    """
+
+    name: str
+    architecture: str
+    memory_bytes: int
+    cache_bytes: int
+    bus_id: str
+    driver_cuda: int
+    runtime_cuda: int
+    cupy: str
+    state: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -26,6 +58,8 @@ class Environment:
         Version of every package that a peer file named.
     unsettled : str or None
         What could not be made equal for all libraries.
+    gpu : Gpu or None
+        Where the run was on one.
     """
 
     command: str
@@ -40,6 +74,7 @@ class Environment:
     blas: str
     packages: dict[str, str]
     unsettled: str | None
+    gpu: Gpu | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +92,10 @@ class PassRecord:
     time, ratio : Spread or None
         Of the rounds; the ratio is theirs / ours of the same round, None for ours.
     over_floor : float or None
-        Median time over the time of the matmuls alone.
+        Median time over that of the floor.
+    launch, latency : float or None
+        Seconds of a call alone, on a GPU: until it returns, and until its results are complete;
+        medians.
     extra_bytes : int or None
         Peak memory of a call beyond what was held before; `memory_reason` says why not known.
     """
@@ -68,6 +106,8 @@ class PassRecord:
     time: Spread | None = None
     ratio: Spread | None = None
     over_floor: float | None = None
+    launch: float | None = None
+    latency: float | None = None
     extra_bytes: int | None = None
     memory_reason: str | None = None
 
@@ -90,8 +130,13 @@ class CaseRecord:
     shape : Shape
     oracle : str
         How the exact results were computed.
-    matmul_rate : float or None
-        Of NumPy, in operations a second.
+    matmul_rate, copy_rate : float or None
+        Operations, and bytes read and written, a second; the second on a GPU only.
+    floors : dict of float
+        Seconds that a pass cannot be faster than at these rates, by pass; empty if not known, for
+        which `floor_reason` is the reason.
+    sets : int
+        Of inputs that were taken in turn.
     foreign_share : float or None
         Of the CPUs' time, what other processes took during the measurements.
     rows : tuple of Row
@@ -100,6 +145,10 @@ class CaseRecord:
     shape: Shape
     oracle: str
     matmul_rate: float | None
+    copy_rate: float | None
+    floors: dict[str, float]
+    floor_reason: str | None
+    sets: int
     foreign_share: float | None
     rows: tuple[Row, ...]
 
@@ -116,6 +165,8 @@ class Report:
 
     environment: Environment
     dtype: str
+    device: str
+    layout: str
     seed: int
     rounds: int
     peer_ulps: int
@@ -131,9 +182,14 @@ class Report:
     def from_json(cls, text: str) -> Report:
         """Read what `to_json` wrote."""
         report = json.loads(text)
-        environment = Environment(**report.pop("environment"))
+        environment = _read_environment(report.pop("environment"))
         cases = tuple(_read_case(case) for case in report.pop("cases"))
         return cls(environment=environment, cases=cases, **report)
+
+
+def _read_environment(found: dict[str, Any]) -> Environment:
+    gpu = found.pop("gpu")
+    return Environment(**found, gpu=None if gpu is None else Gpu(**gpu))
 
 
 def _read_case(case: dict[str, Any]) -> CaseRecord:

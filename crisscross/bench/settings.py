@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from crisscross.bench.shapes import SHAPES, Shape
+from crisscross.bench.shapes import CHANNELS_FIRST, CPU, SHAPES, Shape
 
 __all__ = ["DEFAULT_PEERS", "DEFAULT_ROUNDS", "QUICK_ROUNDS", "Settings"]
 
@@ -22,6 +22,10 @@ class Settings:
     ----------
     shapes : tuple of Shape
     dtype : str
+    device : {"cpu", "cuda"}
+        "cuda" is the first GPU.
+    layout : {"channels-first", "channels-last"}
+        Of the arrays that every form is given.
     rounds : int
         Measurements of every form and pass.
     threads : int
@@ -38,6 +42,8 @@ class Settings:
 
     shapes: tuple[Shape, ...] = SHAPES
     dtype: str = "float32"
+    device: str = CPU
+    layout: str = CHANNELS_FIRST
     rounds: int = DEFAULT_ROUNDS
     threads: int = 1
     peers: Path = DEFAULT_PEERS

@@ -1,27 +1,45 @@
-"""What is measured: shapes, passes, and the fewest operations that each needs."""
+"""What is measured: shapes, passes, and the least that each has to compute and to move."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 __all__ = [
+    "CHANNELS_FIRST",
+    "CHANNELS_LAST",
+    "CPU",
+    "CUDA",
+    "DEVICES",
     "DTYPES",
     "FORWARD",
     "FORWARD_BACKWARD",
+    "GPU_SHAPES",
+    "LAYOUTS",
     "PASSES",
+    "QUICK_GPU_SHAPES",
     "QUICK_SHAPES",
     "SHAPES",
     "Shape",
+    "count_bytes",
     "count_flops",
+    "count_sets",
+    "find_floor",
     "parse_shape",
 ]
 
 FORWARD, FORWARD_BACKWARD = PASSES = ("forward", "forward + backward")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+CPU, CUDA = DEVICES = ("cpu", "cuda")
+CHANNELS_FIRST, CHANNELS_LAST = LAYOUTS = ("channels-first", "channels-last")
 
 _SHAPE = re.compile(r"(\d+)/(\d+),(\d+)x(\d+)(?:,(\d+))?")
 _LARGEST = 2**20
+_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+#: Before inputs come round again, this many times the cache has been read.
+_CACHES_BETWEEN = 2
+_MOST_SETS = 32
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,15 @@ SHAPES = (
     Shape(64, 8, 256, 256),
 )
 QUICK_SHAPES = (Shape(64, 8, 64, 64, 2), Shape(512, 64, 97, 97))
+GPU_SHAPES = (
+    Shape(512, 64, 97, 97, 8),
+    Shape(512, 64, 97, 97),
+    Shape(512, 64, 129, 129, 8),
+    Shape(512, 64, 64, 64, 8),
+    Shape(512, 64, 256, 256),
+    Shape(512, 64, 512, 24, 8),
+)
+QUICK_GPU_SHAPES = GPU_SHAPES[:2]
 
 
 def parse_shape(text: str) -> Shape:
@@ -99,3 +126,60 @@ def count_flops(shape: Shape, name: str) -> int:
     if name == FORWARD:
         return 2 * pairs * (shape.key_channels + shape.channels)
     return 2 * pairs * (4 * shape.key_channels + 3 * shape.channels)
+
+
+def count_bytes(shape: Shape, name: str, dtype: str) -> int:
+    """Count the bytes that a pass has to move: every input once, every output once.
+
+    The forward reads q, k and v and writes out. The backward reads these four and dout, and writes
+    dq, dk and dv. lse, one number a position, is left out.
+
+    Examples
+    --------
+    >>> count_bytes(Shape(512, 64, 1, 1), "forward", "bfloat16")
+    2304
+    """
+    forward = 2 * shape.key_channels + 2 * shape.channels
+    backward = 4 * shape.key_channels + 4 * shape.channels
+    numbers = forward if name == FORWARD else forward + backward
+    return shape.batch * shape.height * shape.width * numbers * _ITEM_BYTES[dtype]
+
+
+def find_floor(
+    shape: Shape, name: str, dtype: str, matmul_rate: float, copy_rate: float | None
+) -> float:
+    """Return the seconds that a pass cannot be faster than.
+
+    Parameters
+    ----------
+    shape : Shape
+    name : str
+        The pass.
+    dtype : str
+    matmul_rate : float
+        Operations a second.
+    copy_rate : float or None
+        Bytes a second, read and written; None leaves the bytes out.
+
+    Examples
+    --------
+    >>> find_floor(Shape(512, 64, 97, 97), "forward", "bfloat16", 800e12, 4.8e12)
+    4.51632e-06
+    """
+    seconds = count_flops(shape, name) / matmul_rate
+    if copy_rate is None:
+        return seconds
+    return max(seconds, count_bytes(shape, name, dtype) / copy_rate)
+
+
+def count_sets(shape: Shape, dtype: str, cache_bytes: int) -> int:
+    """Count the sets of inputs to take in turn, so that none is still in the cache; at most 32.
+
+    Examples
+    --------
+    >>> count_sets(Shape(512, 64, 97, 97), "bfloat16", 50 * 2**20)
+    10
+    """
+    numbers = 2 * shape.key_channels + shape.channels
+    size = shape.batch * shape.height * shape.width * numbers * _ITEM_BYTES[dtype]
+    return min(_MOST_SETS, 1 + math.ceil(_CACHES_BETWEEN * cache_bytes / size))

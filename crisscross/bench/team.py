@@ -61,8 +61,15 @@ class Team:
         for worker in self.workers.values():
             worker.kill()
 
-    def gather(self, only: tuple[str, ...]) -> None:
+    def gather(self, only: tuple[str, ...], device: str) -> None:
         """Start the worker of every file, and keep those with forms that were asked for.
+
+        Parameters
+        ----------
+        only : tuple of str
+            Parts of names of forms or files; all if empty.
+        device : str
+            Forms for another one are left out.
 
         Raises
         ------
@@ -79,8 +86,11 @@ class Team:
         for path in sorted(self._folder.glob("*.py")):
             self.workers[path] = Worker(path, self._threads)
         for path in list(self.workers):
-            forms = self._meet(path)
-            names += [path.stem, *forms]
+            forms = {
+                name: form for name, form in self._meet(path).items() if device in form["devices"]
+            }
+            if forms or path.name in self.missing:
+                names += [path.stem, *forms]
             kept = {
                 name: form
                 for number, (name, form) in enumerate(forms.items())
@@ -95,7 +105,8 @@ class Team:
                 known = ", ".join(repr(name) for name in names)
                 raise BenchError(f"no form or file has {part!r} in its name; there are {known}")
         if self.home not in self.forms:
-            raise BenchError(f"cannot run {self.home}: {self.missing[_OURS]}")
+            missing = self.missing.get(_OURS, f"it has no form for {device}")
+            raise BenchError(f"cannot run {self.home}: {missing}")
 
     def _meet(self, path: Path) -> dict[str, dict[str, Any]]:
         try:

@@ -6,31 +6,27 @@ its stdin ends. An answer is one JSON line on stdout; one with "error" says what
 
 from __future__ import annotations
 
-import gc
+import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
+from crisscross.bench.clock import time_calls, time_queue
 from crisscross.bench.exchange import read_arrays, write_arrays
 from crisscross.bench.load import Watch
 from crisscross.bench.memory import MemoryUnknown, measure_extra_memory
-from crisscross.bench.peer import Calls, Inputs, NotServed, load_peer
-from crisscross.bench.shapes import FORWARD
+from crisscross.bench.peer import Calls, Inputs, NotServed, Yardstick, load_peer
+from crisscross.bench.shapes import CHANNELS_FIRST, CPU, FORWARD
 
 __all__ = ["main"]
 
-_MATMUL_SIDE = 1536
-_LONG_CALL_SECONDS = 0.5
-#: After a pause the scheduler may leave the threads of a library on one CPU for some 50 ms.
-_WARM_UP_SECONDS = 0.1
 #: Threads that wait for work may spin before they sleep; the next process must not compete.
 _QUIET_SHARE, _WINDOW_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 0.01, 1.0
 
@@ -41,80 +37,102 @@ class _Server:
     """Holds the calls of the case at hand."""
 
     def __init__(self, peer: ModuleType) -> None:
-        self.forms = peer.FORMS
+        self.peer = peer
         self.release: Callable[[], object] = getattr(peer, "release", lambda: None)
         self.inputs: Inputs | None = None
-        self.calls: dict[str, Calls] = {}
+        self.sets = 1
+        self.calls: dict[str, list[Calls]] = {}
 
-    def open(self, folder: str, dtypes: dict[str, str]) -> Answer:
+    def open(
+        self,
+        folder: str,
+        dtypes: dict[str, str],
+        device: str = CPU,
+        layout: str = CHANNELS_FIRST,
+        sets: int = 1,
+    ) -> Answer:
         """Take the arrays of a new case, and let go of those of the last."""
         self.calls.clear()
-        self.inputs = Inputs(**read_arrays(Path(folder), dtypes))
+        self.release()
+        arrays = read_arrays(Path(folder), dtypes)
+        self.inputs = Inputs(**arrays, device=device, layout=layout)
+        self.sets = sets
         return {}
 
     def prepare(self, form: str) -> Answer:
+        """Convert the arrays, once for every set of them."""
         assert self.inputs is not None
+        prepare = self.peer.FORMS[form].prepare
         try:
-            self.calls[form] = self.forms[form].prepare(self.inputs)
+            self.calls[form] = [prepare(self.inputs) for _ in range(self.sets)]
         except NotServed as reason:
             return {"not_served": str(reason)}
         return {}
 
     def compute(self, form: str, name: str, folder: str) -> Answer:
         """Run a pass once, which also compiles what is compiled, and write its results."""
-        results = self._find(form, name)()
-        return {"dtypes": write_arrays(Path(folder), self.calls[form].to_numpy(results))}
+        calls = self.calls[form][0]
+        results = _find(calls, name)()
+        calls.wait(results)
+        return {"dtypes": write_arrays(Path(folder), calls.to_numpy(results))}
 
     def measure_memory(self, form: str, name: str) -> Answer:
+        assert self.inputs is not None
+        calls = self.calls[form][0]
+        call = _find(calls, name)
         try:
-            return {"bytes": measure_extra_memory(self._find(form, name), self.release)}
+            if self.inputs.device == CPU:
+                return {"bytes": measure_extra_memory(_complete(call, calls.wait), self.release)}
+            if not hasattr(self.peer, "measure_memory"):
+                raise MemoryUnknown(f"{form}: this library does not tell the peak of a call")
+            self.release()
+            return {"bytes": self.peer.measure_memory(call)}
         except MemoryUnknown as reason:
             return {"unknown": str(reason)}
 
     def time(self, form: str, name: str, seconds: float) -> Answer:
+        assert self.inputs is not None
+        wait = self.calls[form][0].wait
+        turns = itertools.cycle([_find(calls, name) for calls in self.calls[form]])
         watch = Watch()
-        measured = _time(self._find(form, name), seconds)
-        return {"seconds": measured, **watch.stop()}
+        if self.inputs.device == CPU:
+            answer: Answer = {"seconds": time_calls(next(turns), wait, seconds)}
+        else:
+            answer = asdict(time_queue(lambda: next(turns)(), wait, seconds))
+        return {**answer, **watch.stop()}
 
-    def time_matmul(self, dtype: str, seconds: float) -> Answer:
-        """Measure the rate of a square product of NumPy's, in operations a second."""
-        a, b, out = np.ones((3, _MATMUL_SIDE, _MATMUL_SIDE), dtype)
-        return {"rate": 2 * _MATMUL_SIDE**3 / _time(lambda: np.matmul(a, b, out=out), seconds)}
+    def time_yardsticks(self, device: str, dtype: str, seconds: float) -> Answer:
+        """Measure what the floor is made of, in operations and in bytes a second."""
+        yardsticks: dict[str, Yardstick] = self.peer.make_yardsticks(device, dtype)
+        rates = {}
+        for name, yardstick in yardsticks.items():
+            if device == CPU:
+                measured = time_calls(yardstick.call, yardstick.wait, seconds)
+            else:
+                measured = time_queue(yardstick.call, yardstick.wait, seconds).seconds
+            rates[name] = yardstick.amount / measured
+        return rates
 
-    def _find(self, form: str, name: str) -> Callable[[], dict[str, Any]]:
-        calls = self.calls[form]
-        call = calls.forward if name == FORWARD else calls.forward_backward
-        assert call is not None
-        return call
-
-
-def _time(call: Callable[[], object], seconds: float) -> float:
-    """Return the seconds a call takes: after calls to warm up, as many as fill `seconds`.
-
-    A call so long that it warms itself up counts by itself.
-    """
-    gc.disable()
-    try:
-        first, _ = _repeat(call, 0.0)
-        if first >= _LONG_CALL_SECONDS:
-            return first
-        _repeat(call, _WARM_UP_SECONDS - first)
-        elapsed, count = _repeat(call, seconds)
-        return elapsed / count
-    finally:
-        gc.enable()
+    def describe_device(self) -> Answer:
+        described: Answer = self.peer.describe_device()
+        return described
 
 
-def _repeat(call: Callable[[], object], seconds: float) -> tuple[float, int]:
-    """Call at least once, until `seconds` are over; return the seconds it took and how often."""
-    start = time.perf_counter()
-    count = 0
-    while True:
-        call()
-        count += 1
-        elapsed = time.perf_counter() - start
-        if elapsed >= seconds:
-            return elapsed, count
+def _find(calls: Calls, name: str) -> Callable[[], dict[str, Any]]:
+    call = calls.forward if name == FORWARD else calls.forward_backward
+    assert call is not None
+    return call
+
+
+def _complete(
+    call: Callable[[], dict[str, Any]], wait: Callable[[dict[str, Any]], object]
+) -> Callable[[], object]:
+    def run() -> object:
+        results = call()
+        wait(results)
+        return results
+
+    return run
 
 
 def _settle() -> None:
@@ -130,7 +148,11 @@ def _settle() -> None:
 
 def _introduce(peer: ModuleType) -> Answer:
     forms = {
-        name: {"function": form.function, "passes": list(form.passes)}
+        name: {
+            "function": form.function,
+            "passes": list(form.passes),
+            "devices": list(form.devices),
+        }
         for name, form in peer.FORMS.items()
     }
     return {"packages": _find_versions(peer.PACKAGES), "forms": forms}

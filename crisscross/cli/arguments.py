@@ -9,7 +9,17 @@ from typing import NoReturn
 
 from crisscross import __version__
 from crisscross.bench.settings import DEFAULT_PEERS, DEFAULT_ROUNDS, QUICK_ROUNDS
-from crisscross.bench.shapes import DTYPES, Shape, parse_shape
+from crisscross.bench.shapes import (
+    CPU,
+    DEVICES,
+    DTYPES,
+    GPU_SHAPES,
+    LAYOUTS,
+    QUICK_SHAPES,
+    SHAPES,
+    Shape,
+    parse_shape,
+)
 
 __all__ = ["build_parser"]
 
@@ -47,7 +57,7 @@ def build_parser() -> ArgumentParser:
             description=_sentence(about),
         )
     )
-    about = "measure the CPU path beside its peers"
+    about = "measure the operation beside its peers, on the CPU or on a GPU"
     _add_bench_arguments(
         commands.add_parser(
             "bench",
@@ -105,7 +115,11 @@ def _add_demo_arguments(parser: ArgumentParser) -> None:
 
 def _add_bench_arguments(parser: ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--quick", action="store_true", help="two shapes in place of eight")
+    which.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{len(QUICK_SHAPES)} shapes in place of {len(SHAPES)}, of {len(GPU_SHAPES)} on a GPU",
+    )
     which.add_argument(
         "--shape",
         type=_shape,
@@ -114,7 +128,18 @@ def _add_bench_arguments(parser: ArgumentParser) -> None:
         help="channels of v, of q and k, height, width, images; may be repeated",
     )
     add = parser.add_argument
-    add("--dtype", choices=DTYPES, default=DTYPES[0], help="(default: %(default)s)")
+    add(
+        "--device",
+        choices=DEVICES,
+        default=CPU,
+        help="where the arrays are; cuda is the first GPU that CUDA shows (default: %(default)s)",
+    )
+    add("--dtype", choices=DTYPES, help="(default: float32, or bfloat16 with --device cuda)")
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        help="of the arrays (default: channels-first, or channels-last with --device cuda)",
+    )
     add(
         "--rounds",
         type=_whole(1, 1000),

@@ -1,4 +1,4 @@
-"""`crisscross bench`: our CPU path measured beside its peers."""
+"""`crisscross bench`: the operation measured beside its peers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from crisscross.bench.process import count_usable_cpus
 from crisscross.bench.records import CaseRecord, Report
 from crisscross.bench.run import OnStep, run_bench
 from crisscross.bench.settings import DEFAULT_ROUNDS, QUICK_ROUNDS, Settings
-from crisscross.bench.shapes import QUICK_SHAPES, SHAPES
+from crisscross.bench.shapes import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    CUDA,
+    GPU_SHAPES,
+    QUICK_GPU_SHAPES,
+    QUICK_SHAPES,
+    SHAPES,
+)
 from crisscross.bench.team import BenchError
 from crisscross.cli.bench_plot import draw
 from crisscross.cli.bench_tables import (
@@ -32,6 +41,9 @@ from crisscross.cli.progress import make_progress
 __all__ = ["run"]
 
 _WIDTH_WITHOUT_TERMINAL = 150
+#: What is measured if nothing is said: shapes, those of --quick, dtype and layout.
+_ON_CPU = (SHAPES, QUICK_SHAPES, "float32", CHANNELS_FIRST)
+_ON_GPU = (GPU_SHAPES, QUICK_GPU_SHAPES, "bfloat16", CHANNELS_LAST)
 
 
 def run(arguments: Namespace) -> None:
@@ -51,7 +63,8 @@ def run(arguments: Namespace) -> None:
         if arguments.markdown is not None:
             markdown = stack.enter_context(replace_when_done(arguments.markdown, ".md"))
         try:
-            with _progress() as on_step:
+            # The exact results are products of strips, too small for several threads.
+            with _progress() as on_step, threadpool_limits(1, "blas"):
                 report = run_bench(settings, on_step)
         except BenchError as error:
             raise CommandError(str(error)) from error
@@ -72,10 +85,12 @@ def _choose_settings(arguments: Namespace) -> Settings:
             f"argument --threads: expected at most {usable}, the usable CPUs, got {threads}"
         )
     rounds = QUICK_ROUNDS if arguments.quick else DEFAULT_ROUNDS
-    shapes = tuple(arguments.shape or (QUICK_SHAPES if arguments.quick else SHAPES))
+    shapes, quick_shapes, dtype, layout = _ON_GPU if arguments.device == CUDA else _ON_CPU
     return Settings(
-        shapes=shapes,
-        dtype=arguments.dtype,
+        shapes=tuple(arguments.shape or (quick_shapes if arguments.quick else shapes)),
+        dtype=arguments.dtype or dtype,
+        device=arguments.device,
+        layout=arguments.layout or layout,
         rounds=rounds if arguments.rounds is None else arguments.rounds,
         threads=threads,
         peers=arguments.peers,

@@ -39,7 +39,7 @@ def draw(report: Report, path: Path) -> None:
         color=_INK,
     )
     figure.suptitle(
-        f"Time over that of {report.ours}: above 1 it is faster ({report.dtype})",
+        f"Time over that of {report.ours}: above 1 it is faster ({report.dtype}, {report.device})",
         color=_INK,
         fontsize=13,
     )

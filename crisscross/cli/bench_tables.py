@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from crisscross.bench.peer import DENSE
 from crisscross.bench.ratios import Spread
-from crisscross.bench.records import CaseRecord, PassRecord, Report, Row
-from crisscross.bench.shapes import PASSES
+from crisscross.bench.records import CaseRecord, Gpu, PassRecord, Report, Row
+from crisscross.bench.shapes import CHANNELS_FIRST, CUDA, PASSES
 
 __all__ = [
     "HEADINGS",
@@ -32,11 +32,15 @@ HEADINGS = (
 _NONE = "-"
 #: Of the CPUs' time: more, taken by other processes, spoils the numbers.
 _QUIET_SHARE = 0.05
+#: Of a call's time: if the host needs more of it, the GPU waits.
+_HOST_SHARE = 0.9
 
 
 def title_of(case: CaseRecord, report: Report) -> str:
-    """Name a table by shape and dtype."""
-    return f"C/C' = {case.shape}, {report.dtype}"
+    """Name a table by shape, dtype and what else is not as usual."""
+    unusual = [report.layout] if report.layout != CHANNELS_FIRST else []
+    unusual += [report.device] if report.device == CUDA else []
+    return ", ".join([f"C/C' = {case.shape}", report.dtype, *unusual])
 
 
 def list_cells(row: Row, ours: str) -> list[str]:
@@ -83,8 +87,8 @@ def _find_worst_error(row: Row) -> str:
 
 
 def list_notes(case: CaseRecord) -> list[str]:
-    """Say why a row has no number, and what is another function."""
-    notes = []
+    """Say what the floor is, why a row has no number, and what is another function."""
+    notes = _describe_floor(case)
     for row in case.rows:
         reasons = {name: found.reason for name, found in row.passes.items() if found.reason}
         if len(set(reasons.values())) == 1 and len(reasons) == len(row.passes):
@@ -93,6 +97,7 @@ def list_notes(case: CaseRecord) -> list[str]:
             notes += [f"{row.form}, {name}: {reason}" for name, reason in reasons.items()]
         if row.function == DENSE and not reasons:
             notes.append(f"{row.form}: another function; every position attends to all others")
+        notes += _find_waiting(row)
     unknown = {found.memory_reason for row in case.rows for found in row.passes.values()}
     if case.foreign_share is not None and case.foreign_share > _QUIET_SHARE:
         notes.append(
@@ -103,12 +108,51 @@ def list_notes(case: CaseRecord) -> list[str]:
     return notes
 
 
+def _describe_floor(case: CaseRecord) -> list[str]:
+    if case.floor_reason is not None:
+        return [f"floor: not measured: {case.floor_reason}"]
+    if case.copy_rate is None or case.matmul_rate is None:
+        return []
+    floors = ", ".join(f"{name} {_write_milliseconds(x)}" for name, x in case.floors.items())
+    return [
+        f"floor: {floors}: the least bytes at {case.copy_rate / 1e12:.3g} TB/s, as a copy moved "
+        f"them, or the matmuls at {case.matmul_rate / 1e12:.3g} TFLOP/s, whichever takes longer; "
+        f"sets of inputs in turn: {case.sets}"
+    ]
+
+
+def _find_waiting(row: Row) -> list[str]:
+    """Name the passes whose time is that of the host."""
+    return [
+        f"{row.form}, {name}: the host needs {_write_milliseconds(found.launch)} to launch a call; "
+        "the GPU waits for it"
+        for name, found in row.passes.items()
+        if found.time and found.launch and found.launch > _HOST_SHARE * found.time.median
+    ]
+
+
+def _describe_gpu(gpu: Gpu) -> str:
+    runtime, driver = _write_version(gpu.runtime_cuda), _write_version(gpu.driver_cuda)
+    state = "".join(f", {name} {value}" for name, value in gpu.state.items())
+    return (
+        f"{gpu.name}, sm_{gpu.architecture}; CUDA {runtime} (the driver's: {driver}), "
+        f"CuPy {gpu.cupy}{state}"
+    )
+
+
+def _write_version(number: int) -> str:
+    """12090 is 12.9."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 def describe_run(report: Report) -> Iterator[str]:
     """Tell, line by line, what the numbers depend on."""
     env = report.environment
     packages = ", ".join(f"{name} {version}" for name, version in sorted(env.packages.items()))
     commit = f", commit {env.commit[:12]}" if env.commit else ""
     commit += " with changes" if env.dirty else ""
+    if env.gpu is not None:
+        yield _describe_gpu(env.gpu)
     yield f"{env.cpu}; {env.threads} of {env.usable_cpus} CPUs; {env.system}"
     yield f"Python {env.python}, {packages}; {env.blas}{commit}"
     yield f"{env.date}, {report.rounds} rounds, seed {report.seed}: {env.command}"

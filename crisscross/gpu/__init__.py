@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from crisscross.dispatch import Make
 from crisscross.gpu.backend import GpuBackend
-from crisscross.gpu.plan import describe_plan
+from crisscross.gpu.plan import describe_plan, name_precision
 
 __all__ = [
     "GpuBackend",
@@ -20,6 +20,7 @@ __all__ = [
     "find_cupy",
     "find_device_problem",
     "find_unavailability",
+    "name_precision",
     "open_device",
 ]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from crisscross.kernels.attention import count_group_images
 from crisscross.kernels.engine import Limits
-from crisscross.kernels.select import DIRECTIONS, find_strip, select
+from crisscross.kernels.select import find_arithmetic, find_strip, select
+from crisscross.kernels.tables import DIRECTIONS, TERMS
+from crisscross.kernels.tiles import FmaTile
 from crisscross.problem import AttentionProblem
 
 
@@ -24,3 +26,15 @@ def describe_plan(problem: AttentionProblem, limits: Limits) -> str:
         "to scratch of that size"
     )
     return "; ".join(lines)
+
+
+def name_precision(problem: AttentionProblem, limits: Limits) -> str:
+    """Name the precision that the problem is computed in."""
+    tiles = (
+        select(direction, find_strip(problem, axis), limits).tile
+        for direction in DIRECTIONS
+        for axis in problem.axes
+    )
+    if find_arithmetic(problem) in TERMS and not any(isinstance(tile, FmaTile) for tile in tiles):
+        return problem.precision
+    return f"IEEE {problem.compute_dtype}"

@@ -46,6 +46,8 @@ STRUCTURES = {
     "strip_backward_queries": _BACKWARD,
     "strip_backward_keys": _BACKWARD,
     "strip_backward_mma": _BACKWARD,
+    "strip_backward_queries_mma": _BACKWARD,
+    "strip_backward_keys_mma": _BACKWARD,
     "copy_features": _make_structure(
         ("from", "to"),
         {

@@ -12,12 +12,13 @@ from crisscross.kernels.geometry import is_aligned
 from crisscross.kernels.launch import Block, launch_strips
 from crisscross.kernels.layout import copy_features
 from crisscross.kernels.select import (
-    Direction,
     configure_backward,
     configure_forward,
+    find_arithmetic,
     find_strip,
     select,
 )
+from crisscross.kernels.tables import Direction
 from crisscross.kernels.tiles import MmaForwardTile, Tile
 from crisscross.problem import AttentionProblem
 from crisscross.view import ITEM_BYTES, View, find_strides
@@ -31,6 +32,8 @@ GRADIENTS = {
     "strip_backward_queries": ("dq",),
     "strip_backward_keys": ("dk", "dv"),
     "strip_backward_mma": ("dq", "dk", "dv"),
+    "strip_backward_queries_mma": ("dq",),
+    "strip_backward_keys_mma": ("dk", "dv"),
 }
 
 
@@ -186,6 +189,7 @@ def attention_forward(
     lse: View,
 ) -> None:
     """Fill `out` and `lse`; each axis merges its part with those before."""
+    arithmetic = find_arithmetic(problem)
     for group in _find_groups(engine, problem, 2):
         split = group.split(out)
         target, finish = group.write("out", out, problem.dtype)
@@ -204,7 +208,7 @@ def attention_forward(
             is_across = is_last and is_packed and can_write_across(tile, split, axis)
             launch_strips(
                 engine,
-                configure_forward(problem.dtype, tile, is_aligned=aligned, is_across=is_across),
+                configure_forward(arithmetic, tile, is_aligned=aligned, is_across=is_across),
                 axis,
                 {
                     **arrays,
@@ -239,6 +243,7 @@ def attention_backward(
     Sums over three axes and more are kept in the dtype that is computed in, those over two are
     rounded in between.
     """
+    arithmetic = find_arithmetic(problem)
     several = len(problem.axes) > 2
     partial_dtype = problem.compute_dtype if several else problem.dtype
     for group in _find_groups(engine, problem, 4):
@@ -261,7 +266,7 @@ def attention_backward(
         for turn, axis in enumerate(problem.axes):
             tile = _select(engine, "backward", problem, axis)
             for configuration in configure_backward(
-                problem.dtype,
+                arithmetic,
                 tile,
                 partial_dtype=partial_dtype,
                 is_aligned=aligned,

@@ -9,7 +9,8 @@ from crisscross.kernels import ccnet
 from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.layout import configure_copy
 from crisscross.kernels.merge import configure_merge
-from crisscross.kernels.select import TABLES, configure_backward, configure_forward
+from crisscross.kernels.select import configure_backward, configure_forward
+from crisscross.kernels.tables import TABLES, find_dtype
 from crisscross.problem.findings import COMPUTE_DTYPES
 
 
@@ -17,8 +18,8 @@ def all_configurations() -> Iterator[Configuration]:
     """List every configuration, each once."""
     found = dict.fromkeys(
         configuration
-        for dtype in COMPUTE_DTYPES
-        for configuration in (*_list_strips(dtype), *_list_copies(dtype))
+        for arithmetic in TABLES["forward"]
+        for configuration in (*_list_strips(arithmetic), *_list_copies(find_dtype(arithmetic)))
     )
     yield from found
     yield from ccnet.list_configurations()
@@ -29,14 +30,17 @@ def list_targets(dtype: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((dtype, COMPUTE_DTYPES[dtype])))
 
 
-def _list_strips(dtype: str) -> Iterator[Configuration]:
-    for row in TABLES["forward"][dtype]:
+def _list_strips(arithmetic: str) -> Iterator[Configuration]:
+    for row in TABLES["forward"][arithmetic]:
         for is_aligned, is_across in product((True, False), repeat=2):
-            yield configure_forward(dtype, row.tile, is_aligned=is_aligned, is_across=is_across)
-    for row in TABLES["backward"][dtype]:
-        for target, is_aligned, adds in product(list_targets(dtype), (True, False), (False, True)):
+            yield configure_forward(
+                arithmetic, row.tile, is_aligned=is_aligned, is_across=is_across
+            )
+    targets = list_targets(find_dtype(arithmetic))
+    for row in TABLES["backward"][arithmetic]:
+        for target, is_aligned, adds in product(targets, (True, False), (False, True)):
             yield from configure_backward(
-                dtype, row.tile, partial_dtype=target, is_aligned=is_aligned, adds=adds
+                arithmetic, row.tile, partial_dtype=target, is_aligned=is_aligned, adds=adds
             )
 
 

@@ -38,6 +38,8 @@ class Configuration:
         that write such.
     adds
         Whether results are added to those of an axis before, for kernels that have to know.
+    terms
+        Products on tensor cores of which one of float32 is made, for kernels that make such.
     """
 
     kernel: str
@@ -47,6 +49,7 @@ class Configuration:
     is_aligned: bool | None = None
     is_across: bool | None = None
     adds: bool | None = None
+    terms: int | None = None
 
     @property
     def source(self) -> str:
@@ -70,6 +73,8 @@ class Configuration:
             found["IS_ACROSS"] = int(self.is_across)
         if self.adds is not None:
             found["ADDS"] = int(self.adds)
+        if self.terms is not None:
+            found["TERMS"] = self.terms
         if self.tile is not None:
             found |= {**self.tile.definitions, "SHARED_BYTES": self.shared_bytes}
         return found
@@ -99,6 +104,8 @@ class Configuration:
             parts.append("to neighbouring positions")
         if self.adds is not None:
             parts.append("adding" if self.adds else "first")
+        if self.terms is not None:
+            parts.append("in tf32" if self.terms == 1 else f"in {self.terms} products of tf32")
         if self.partial_dtype is not None and self.partial_dtype != self.dtype:
             parts.append(f"partial results in {self.partial_dtype}")
         return ", ".join(parts)

@@ -28,7 +28,7 @@ from crisscross.view import ITEM_BYTES
 
 _WIDE_BYTES = 16  # what shared memory delivers at once
 # Where the arrays' strips begin; see the sources.
-_FEATURES_BYTES, _STRIPS_BYTES, _ARRAYS_BYTES = 72, 144, 192
+_FEATURES_BYTES, _STRIPS_BYTES, _ARRAYS_BYTES, _ALL_BYTES = 72, 144, 192, 288
 _STAGES = 3
 
 
@@ -142,7 +142,7 @@ class MmaForwardTile(_WholeStrips):
 
     def count_shared_bytes(self, dtype: str) -> int:
         rows = 16 * self.warps * self.row_tiles + 2 * self.keys
-        features = rows * (self.channels + 8) * ITEM_BYTES[dtype]
+        features = rows * _count_row_bytes(self.channels, dtype)
         return _round_up(self.strips * (features + self.keys + _FEATURES_BYTES))
 
     def count_across_bytes(self, dtype: str) -> int:
@@ -195,7 +195,7 @@ class MmaStreamTile(_Compiled):
 
     def count_shared_bytes(self, dtype: str) -> int:
         tiles = self.rows * self.depth // self.channels + _STAGES * self.keys
-        features = tiles * (self.channels + 8) * ITEM_BYTES[dtype]
+        features = tiles * _count_row_bytes(self.channels, dtype)
         rest = self.rows * ITEM_BYTES[COMPUTE_DTYPES[dtype]] + 2 * self.keys + _STRIPS_BYTES
         return _round_up(features + rest)
 
@@ -231,7 +231,7 @@ class MmaBackwardTile(_WholeStrips):
 
     def count_shared_bytes(self, dtype: str) -> int:
         element_bytes = ITEM_BYTES[dtype]
-        features = 2 * self.keys * (self.channels + 8) * element_bytes
+        features = 2 * self.keys * _count_row_bytes(self.channels, dtype)
         weights = self.keys * (self.keys + 8) * element_bytes
         rows = self.keys * (2 * ITEM_BYTES[COMPUTE_DTYPES[dtype]] + 1)
         return self.strips * (
@@ -239,7 +239,66 @@ class MmaBackwardTile(_WholeStrips):
         )
 
 
-Tile: TypeAlias = FmaTile | MmaForwardTile | MmaStreamTile | MmaBackwardTile
+@dataclass(frozen=True)
+class MmaBackwardStreamTile(_Compiled):
+    """Positions of a strip of any length for tensor cores; see ``backward_mma_stream.cuh``.
+
+    Attributes
+    ----------
+    keys
+        Keys that a block walks along at a time; queries, where it makes gradients of keys.
+    warps, row_tiles
+        Warps of a block, and tiles of 16 positions that each of them has.
+    depth, width
+        Channels of its positions that there is room for: of q and k, and of v and dout.
+    group
+        Channels of gradients that are in registers.
+    channels
+        Channels of what is walked along that are in shared memory at a time.
+    blocks
+        Blocks that share a multiprocessor, as far as registers go.
+    """
+
+    kernels: ClassVar[tuple[str, ...]] = ("strip_backward_queries_mma", "strip_backward_keys_mma")
+    architecture: ClassVar[int] = 80
+    strips: ClassVar[int] = 1
+
+    keys: int
+    warps: int
+    row_tiles: int
+    depth: int
+    width: int
+    group: int
+    blocks: int
+    channels: int = 64
+
+    @property
+    def rows(self) -> int:
+        return 16 * self.warps * self.row_tiles
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows}x{self.keys}x{self.group} of {self.depth} and {self.width} "
+            f"by {self.threads} threads"
+        )
+
+    def count_shared_bytes(self, dtype: str) -> int:
+        tiles = self.rows * (self.depth + self.width) // self.channels + _STAGES * self.keys
+        features = tiles * _count_row_bytes(self.channels, dtype)
+        known = (self.rows + 2 * self.keys) * (2 * ITEM_BYTES[COMPUTE_DTYPES[dtype]] + 1)
+        return _round_up(features + known + _ALL_BYTES)
+
+
+Tile: TypeAlias = FmaTile | MmaForwardTile | MmaStreamTile | MmaBackwardTile | MmaBackwardStreamTile
+
+
+def _count_row_bytes(channels: int, dtype: str) -> int:
+    """Count what a position's features take; `pitch` of ``features.cuh``."""
+    return channels * ITEM_BYTES[dtype] + _WIDE_BYTES
 
 
 def _round_up(count: int) -> int:

@@ -124,7 +124,7 @@ def explain(
         reason=choice.reason,
         refusals=choice.refusals,
         algorithm=_name_algorithm(choice, problem, call.device),
-        precision=_name_precision(choice, problem),
+        precision=_name_precision(choice, problem, call.device),
         library=library_of(q),
         device=call.device,
         problem=problem,
@@ -140,8 +140,11 @@ def _name_algorithm(choice: Choice, problem: AttentionProblem, device: str) -> s
     return describe_plan(problem)
 
 
-def _name_precision(choice: Choice, problem: AttentionProblem) -> str:
-    if choice.backend == "reference":
+def _name_precision(choice: Choice, problem: AttentionProblem, device: str) -> str:
+    if choice.backend == "gpu":
+        with gpu.open_device(device, None, None) as backend:
+            delivered = gpu.name_precision(problem, backend.engine.limits)
+    elif choice.backend == "reference":
         delivered = "float64" if problem.compute_dtype == "float32" else "long double"
     else:
         delivered = f"IEEE {problem.compute_dtype}"

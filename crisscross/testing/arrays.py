@@ -109,7 +109,7 @@ def fill_case(
 def _write_call(problem: AttentionProblem, fill: dict[str, Any]) -> str:
     """Write the call of `make_case` that makes these arrays again."""
     sizes = dataclasses.asdict(problem)
-    spatial, _ = sizes.pop("spatial"), sizes.pop("precision")
+    spatial = sizes.pop("spatial")
     return f"make_case({spatial}, {', '.join(f'{k}={v!r}' for k, v in {**sizes, **fill}.items())})"
 
 
@@ -131,6 +131,7 @@ def make_case(
     scale: float = 1.0,
     channel_axis: int = 1,
     dtype: str = "float32",
+    precision: str = "ieee",
     masked: bool = False,
     **fill: Any,
 ) -> AttentionCase:
@@ -154,7 +155,7 @@ def make_case(
         scale=scale,
         channel_axis=channel_axis,
         dtype=dtype,
-        precision="ieee",
+        precision=precision,
         masked=masked,
     )
     return fill_case(problem, **fill)

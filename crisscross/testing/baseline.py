@@ -1,7 +1,8 @@
 """The baseline of the tolerance: the plain formula, as careful as the dtype deserves.
 
 Energies and sums are float32 (float64 for float64); the weights, their gradients and the outputs
-are rounded to the dtype; delta comes from the rounded out.
+are rounded to the dtype; delta comes from the rounded out. Where the precision is tf32, so is all
+that is multiplied by tensor cores.
 
 That leaves open in which order sums are taken and which way a rounding falls, and on a problem of
 a few elements one evaluation may be right by luck. So the baseline is a handful of evaluations, the
@@ -30,6 +31,7 @@ class _Arithmetic:
     def __init__(self, problem: AttentionProblem, dtype: np.dtype, evaluation: int) -> None:
         self.dtype, self.compute = dtype, np.dtype(problem.compute_dtype)
         self._rng = None if evaluation == 0 else np.random.default_rng(evaluation)
+        self._tf32 = problem.precision == "tf32" and problem.dtype == "float32"
         self._wide = evaluation % _EVALUATIONS >= _EVALUATIONS // 2
         self._positions = tuple(self._order(size) for size in problem.spatial)
         self._channels = {
@@ -47,9 +49,15 @@ class _Arithmetic:
         drifted = values * self._rng.uniform(1 - ulp, 1 + ulp, values.shape)
         return drifted.astype(values.dtype)
 
+    def round_features(self, features: np.ndarray) -> np.ndarray:
+        """Round to the precision what a tensor core would take as operand."""
+        return _round_to_tf32(features) if self._tf32 else features
+
     def round_weights(self, weights: np.ndarray) -> np.ndarray:
-        """Round to the dtype what a tensor core would take as operand."""
-        return weights if self._wide else weights.astype(self.dtype).astype(self.compute)
+        """Round to the dtype, or to the precision, what a tensor core would take as operand."""
+        if self._wide:
+            return weights
+        return self.round_features(weights.astype(self.dtype).astype(self.compute))
 
     def _reorder(self, array: np.ndarray, spatial_axis: int) -> tuple[np.ndarray, ...]:
         orders = list(self._positions)
@@ -65,6 +73,13 @@ class _Arithmetic:
     def put_back(self, array: np.ndarray, target: np.ndarray) -> None:
         """Undo the order, and round to the dtype of `target`."""
         target[self._reorder(array, 2)] = array.astype(target.dtype)
+
+
+def _round_to_tf32(x: np.ndarray) -> np.ndarray:
+    """Round to 10 bits of fraction: Dekker's splitting."""
+    high = x * np.float32(2**13 + 1)
+    rounded: np.ndarray = high - (high - x)
+    return np.where(np.isfinite(rounded), rounded, x)
 
 
 class _Strips:
@@ -144,11 +159,12 @@ def _evaluate(
     if mask is not None:
         # What lies at masked positions may be NaN: it must not even be multiplied by zero.
         k, v = (np.where(mask[:, None, ..., None], x, x.dtype.type(0)) for x in (k, v))
+    rounded_q, rounded_k, rounded_v, rounded_dout = map(arithmetic.round_features, (q, k, v, dout))
     strips = _Strips(problem, mask)
     scale = q.dtype.type(problem.scale)
 
     def energies() -> np.ndarray:
-        return strips.hide(arithmetic.drift(strips.correlate(q, k) * scale))
+        return strips.hide(arithmetic.drift(strips.correlate(rounded_q, rounded_k) * scale))
 
     e = energies()
     peak = e.max(axis=-1, keepdims=True)
@@ -158,18 +174,18 @@ def _evaluate(
     lse = arithmetic.drift(peak + np.log(total))
     total[total == 0] = 1
     weights = arithmetic.round_weights(weights / total)
-    out = arithmetic.drift(strips.gather(weights, v)).astype(dtype)
+    out = arithmetic.drift(strips.gather(weights, rounded_v)).astype(dtype)
 
     delta = arithmetic.drift((dout * out.astype(q.dtype)).sum(axis=-1, keepdims=True))
     if "dlse" in given:
         delta -= arithmetic.take(given["dlse"])[..., None]
     weights = np.exp(energies() - np.where(np.isneginf(lse), 0, lse))
-    dweights = arithmetic.drift(strips.correlate(dout, v))
+    dweights = arithmetic.drift(strips.correlate(rounded_dout, rounded_v))
     denergies = arithmetic.round_weights(weights * (dweights - delta))
     gradients = {
-        "dq": strips.gather(denergies, k) * scale,
-        "dk": strips.scatter(denergies, q) * scale,
-        "dv": strips.scatter(arithmetic.round_weights(weights), dout),
+        "dq": strips.gather(denergies, rounded_k) * scale,
+        "dk": strips.scatter(denergies, rounded_q) * scale,
+        "dv": strips.scatter(arithmetic.round_weights(weights), rounded_dout),
     }
 
     results = {"lse": np.empty(problem.lse_shape, q.dtype)}

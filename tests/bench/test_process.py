@@ -53,9 +53,9 @@ FORMS = {
 """
 
 
-def open_case(worker: Worker, folder) -> None:
+def open_case(worker: Worker, folder, **options) -> None:
     arrays = dict.fromkeys(("q", "k", "v", "dout"), np.ones((1, 2, 3, 4), np.float32))
-    worker.ask("open", folder=str(folder), dtypes=write_arrays(folder, arrays))
+    worker.ask("open", folder=str(folder), dtypes=write_arrays(folder, arrays), **options)
 
 
 def test_every_library_gets_the_same_threads(tmp_path, write_peer, start):

@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import crisscross.bench.run
 import crisscross.cli.bench
 from crisscross.bench.ratios import Spread
-from crisscross.bench.records import CaseRecord, Environment, PassRecord, Report, Row
+from crisscross.bench.records import CaseRecord, Environment, Gpu, PassRecord, Report, Row
 from crisscross.bench.settings import DEFAULT_PEERS, Settings
-from crisscross.bench.shapes import FORWARD, FORWARD_BACKWARD, QUICK_SHAPES, SHAPES, Shape
+from crisscross.bench.shapes import (
+    FORWARD,
+    FORWARD_BACKWARD,
+    GPU_SHAPES,
+    QUICK_GPU_SHAPES,
+    QUICK_SHAPES,
+    SHAPES,
+    Shape,
+)
 from crisscross.cli import main
-from crisscross.cli.bench_tables import HEADINGS, list_cells, write_markdown
+from crisscross.cli.bench_tables import HEADINGS, describe_run, list_cells, write_markdown
 
 ENVIRONMENT = Environment(
     command="crisscross bench --quick",
@@ -65,15 +74,68 @@ WRONG = Row(
         FORWARD_BACKWARD: PassRecord("disagrees with the oracle: dq", {"out": 0.25, "dq": None}),
     },
 )
+CASE = CaseRecord(
+    shape=Shape(8, 2, 5, 7),
+    oracle="the oracle",
+    matmul_rate=1e11,
+    copy_rate=None,
+    floors={FORWARD: 0.006, FORWARD_BACKWARD: 0.03},
+    floor_reason=None,
+    sets=1,
+    foreign_share=0.25,
+    rows=(OURS, DENSE, WRONG),
+)
 REPORT = Report(
     environment=ENVIRONMENT,
     dtype="float32",
+    device="cpu",
+    layout="channels-first",
     seed=0,
     rounds=3,
     peer_ulps=16,
     ours="crisscross",
-    cases=(CaseRecord(Shape(8, 2, 5, 7), "the oracle", 1e11, 0.25, (OURS, DENSE, WRONG)),),
+    cases=(CASE,),
     missing={"jax_jit.py": "jax is not installed"},
+)
+GPU = Gpu(
+    name="a GPU",
+    architecture="90",
+    memory_bytes=2**37,
+    cache_bytes=50 * 2**20,
+    bus_id="0000:01:00.0",
+    driver_cuda=13010,
+    runtime_cuda=12090,
+    cupy="14.2.0",
+    state={"driver_version": "580.1", "clocks.sm": "1980 MHz"},
+)
+GPU_REPORT = dataclasses.replace(
+    REPORT,
+    environment=dataclasses.replace(ENVIRONMENT, gpu=GPU),
+    dtype="bfloat16",
+    device="cuda",
+    layout="channels-last",
+    cases=(
+        dataclasses.replace(
+            CASE,
+            matmul_rate=7.5e14,
+            copy_rate=4.2e12,
+            floors={FORWARD: 4.13e-5, FORWARD_BACKWARD: 1.24e-4},
+            sets=3,
+            rows=(
+                dataclasses.replace(
+                    OURS,
+                    passes={
+                        FORWARD: dataclasses.replace(
+                            OURS.passes[FORWARD], launch=0.0120, latency=0.014
+                        ),
+                        FORWARD_BACKWARD: dataclasses.replace(
+                            OURS.passes[FORWARD_BACKWARD], launch=0.02, latency=0.11
+                        ),
+                    },
+                ),
+            ),
+        ),
+    ),
 )
 
 
@@ -135,6 +197,27 @@ def test_a_quiet_machine_is_not_mentioned(share):
     assert "quiet" not in write_markdown(dataclasses.replace(REPORT, cases=(case,)))
 
 
+def test_a_run_on_a_gpu_tells_what_it_depends_on():
+    text = write_markdown(GPU_REPORT)
+    assert "**C/C' = 8/2, 5x7, bfloat16, channels-last, cuda**" in text
+    assert "a GPU, sm_90; CUDA 12.9 (the driver's: 13.1), CuPy 14.2.0, driver_version 580.1" in text
+    assert "- floor: forward 0.0413 ms, forward + backward 0.124 ms: the least bytes at" in text
+    assert "at 4.2 TB/s" in text and "at 750 TFLOP/s" in text and "in turn: 3" in text
+    # Of 12.5 ms the host needs 12: the other pass, of 100 and 20, is not named.
+    waits = [line for line in text.splitlines() if "the GPU waits" in line]
+    assert waits == [
+        "- crisscross, forward: the host needs 12 ms to launch a call; the GPU waits for it"
+    ]
+    assert Report.from_json(GPU_REPORT.to_json()) == GPU_REPORT
+
+
+def test_a_floor_that_is_not_known_is_named():
+    case = dataclasses.replace(CASE, matmul_rate=None, floors={}, floor_reason="no cuBLAS")
+    text = write_markdown(dataclasses.replace(REPORT, cases=(case,)))
+    assert "- floor: not measured: no cuBLAS" in text
+    assert "floor:" not in "\n".join(describe_run(REPORT)) + write_markdown(REPORT)
+
+
 def test_the_terminal_tells_all(asked, capsys):
     assert main(["bench"]) == 0
     out, err = capsys.readouterr()
@@ -148,6 +231,7 @@ def test_the_defaults(asked, written):
     assert main(["bench"]) == 0
     (settings,) = asked
     assert settings.shapes == SHAPES and settings.dtype == "float32" and settings.rounds == 9
+    assert settings.device == "cpu" and settings.layout == "channels-first"
     assert settings.peers == DEFAULT_PEERS and settings.only == ()
     assert settings.threads == crisscross.cli.bench.count_usable_cpus()
     assert sorted(path.name for path in written.iterdir()) == [
@@ -156,8 +240,31 @@ def test_the_defaults(asked, written):
     ]
 
 
+def test_the_defaults_on_a_gpu(asked):
+    assert main(["bench", "--device", "cuda"]) == 0
+    assert main(["bench", "--device", "cuda", "--quick"]) == 0
+    options = ["--shape", "8/2,5x7", "--dtype", "float32", "--layout", "channels-first"]
+    assert main(["bench", "--device", "cuda", *options]) == 0
+    plain, quick, chosen = asked
+    assert plain.shapes == GPU_SHAPES and quick.shapes == QUICK_GPU_SHAPES
+    assert plain.device == "cuda" and plain.dtype == "bfloat16" and plain.layout == "channels-last"
+    assert chosen.shapes == (Shape(8, 2, 5, 7),)
+    assert chosen.device == "cuda" and chosen.dtype == "float32"
+    assert chosen.layout == "channels-first"
+
+
+def test_without_a_gpu_it_is_one_sentence_and_no_file(written, capsys, monkeypatch):
+    monkeypatch.setattr(crisscross.bench.run, "find_unavailability", lambda device: f"no {device}")
+    monkeypatch.setattr(crisscross.bench.run, "Team", None)
+    assert main(["bench", "--device", "cuda"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and list(written.iterdir()) == []
+    assert err == "crisscross bench: there is no GPU to measure on: no cuda:0\n"
+
+
 def test_the_options(asked, written):
     options = ["--shape", "8/2,5x7", "--shape", "9/3,4x6,2", "--dtype", "bfloat16", "--rounds", "3"]
+    options += ["--layout", "channels-last"]
     options += ["--threads", "1", "--only", "torch", "--only", "jax", "--peers", "elsewhere"]
     options += ["--seed", "5", "--json", "a.json", "--plot", "b.png", "--markdown", "c.md"]
     assert main(["bench", *options]) == 0
@@ -165,6 +272,7 @@ def test_the_options(asked, written):
     assert settings == Settings(
         shapes=(Shape(8, 2, 5, 7), Shape(9, 3, 4, 6, 2)),
         dtype="bfloat16",
+        layout="channels-last",
         rounds=3,
         threads=1,
         peers=DEFAULT_PEERS.__class__("elsewhere"),
@@ -192,6 +300,8 @@ def test_quick(asked):
         (["--shape", "64/8,0x7"], "argument --shape: expected C/C',HxW"),
         (["--quick", "--shape", "64/8,5x7"], "not allowed with argument --quick"),
         (["--dtype", "int8"], "argument --dtype"),
+        (["--device", "tpu"], "argument --device"),
+        (["--layout", "NHWC"], "argument --layout"),
         (["--rounds", "0"], "argument --rounds: expected a whole number from 1"),
         (["--threads", "0"], "argument --threads: expected a whole number from 1"),
         (["--threads", "4000"], "argument --threads: expected at most"),

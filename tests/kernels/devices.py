@@ -15,9 +15,10 @@ from crisscross import gpu
 from crisscross.dispatch import Held
 from crisscross.kernels import attention
 from crisscross.kernels.engine import Engine
-from crisscross.kernels.select import Direction, Selection
+from crisscross.kernels.select import Selection
+from crisscross.kernels.tables import TERMS, Direction, find_dtype
 from crisscross.kernels.tiles import Tile
-from crisscross.testing import AttentionCase, numpy_dtype
+from crisscross.testing import AttentionCase, make_case, numpy_dtype
 from crisscross.view import View, find_strides
 from tests.emulator.launch import Schedule
 from tests.emulator.memory import allocate, place
@@ -125,6 +126,14 @@ class GpuBench:
         with open_gpu("cuda:0", None, make_poisoned) as backend:
             yield backend.engine
         self._arrays.clear()
+
+
+def make_arithmetic_case(
+    spatial: tuple[int, ...], arithmetic: str, **options: Any
+) -> AttentionCase:
+    """Make a case that asks for an arithmetic of the tables."""
+    precision = arithmetic if arithmetic in TERMS else "ieee"
+    return make_case(spatial, dtype=find_dtype(arithmetic), precision=precision, **options)
 
 
 def run_forward(bench: Bench, engine: Engine, case: AttentionCase) -> dict[str, View | None]:

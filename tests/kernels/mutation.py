@@ -54,6 +54,7 @@ _MMA = tuple(
         "forward-bfloat16-4-strips",
         "forward-bfloat16-128x64x64",
         "backward-float16-2-strips",
+        "backward-bfloat16-128x32x64",
     )
 )
 _COPIES = (("tests/kernels/test_layout_and_merge.py", "-k", "copies and float32-float32"),)
@@ -66,7 +67,9 @@ QUICK = {
     "strip_backward_keys.cu": _STRIPS,
     "strip_forward_mma.cu": _MMA[:1],
     "strip_forward_mma_stream.cu": _MMA[1:2],
-    "strip_backward_mma.cu": _MMA[2:],
+    "strip_backward_mma.cu": _MMA[2:3],
+    "strip_backward_queries_mma.cu": _MMA[3:],
+    "strip_backward_keys_mma.cu": _MMA[3:],
     "copy_features.cu": _COPIES,
     "merge.cu": _MERGES,
     "ca_weight.cu": _CCNET,

@@ -284,7 +284,20 @@ def test_explain_tells_of_tensor_cores(emulated_device):
     assert "along axis 0: forward by a strip of up to 104 by 128 threads (tensor cores," in text
     assert "backward by a strip of up to 112 by 128 threads (tensor cores;" in text
     assert "along axis 1: forward by 128x32x128 of 64 by 128 threads (tensor cores;" in text
-    assert "backward by 32x64x512 by 256 threads (a long strip" in text
+    assert "backward by 128x32x128 of 64 and 512 by 128 threads (tensor cores;" in text
+    assert "IEEE float32 delivered" in text
+
+
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
+def test_explain_tells_what_precision_is_delivered(emulated_device, precision):
+    case = make_case((97, 40), head_size_qk=64, head_size_v=512)
+    arrays = [to_device(getattr(case, name)) for name in "qkv"]
+    text = str(crisscross.explain(*arrays, precision=precision))
+    assert f"{precision} asked for, {precision} delivered" in text
+    assert "forward by 64x32x256 of 64 by 128 threads (tensor cores;" in text
+    deep = [to_device(np.zeros((1, 65, 5, 7), np.float32)) for _ in range(3)]
+    text = str(crisscross.explain(*deep, precision=precision))
+    assert f"{precision} asked for, IEEE float32 delivered" in text
 
 
 def test_a_device_with_less_shared_memory_gets_another_tile(emulated_device, monkeypatch):

@@ -17,7 +17,8 @@ from crisscross.kernels import attention, ccnet
 from crisscross.kernels.geometry import find_strips
 from crisscross.kernels.launch import _fill, compile_kernel
 from crisscross.kernels.merge import merge
-from crisscross.kernels.select import TABLES, Selection, configure_forward
+from crisscross.kernels.select import Selection, configure_forward
+from crisscross.kernels.tables import TABLES
 from crisscross.kernels.tiles import FmaTile
 from crisscross.problem import MapProblem, MergeProblem
 from crisscross.testing import assert_matches_reference, make_case

@@ -20,9 +20,15 @@ from crisscross.gpu.cupy_engine import OPTIONS
 from crisscross.kernels.catalogue import all_configurations
 from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.engine import Limits
-from crisscross.kernels.select import TABLES, Strip, select
+from crisscross.kernels.select import select
 from crisscross.kernels.source import read_source
-from crisscross.kernels.tiles import MmaBackwardTile, MmaForwardTile, MmaStreamTile
+from crisscross.kernels.tables import TABLES, Strip, find_dtype
+from crisscross.kernels.tiles import (
+    MmaBackwardStreamTile,
+    MmaBackwardTile,
+    MmaForwardTile,
+    MmaStreamTile,
+)
 from tests.kernels.sweep import sample
 
 #: Shared memory that a block may have, by architecture.
@@ -93,26 +99,14 @@ PAIRS = [
 PAIRS = sample(PAIRS, 24, "nvrtc")
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """All of them under way at once: the compiler does not hold Python's lock."""
-    with ThreadPoolExecutor(2) as pool:
-        futures: dict[tuple[Configuration, int], Future[Resources]] = {
-            pair: pool.submit(compile_for, *pair) for pair in PAIRS
-        }
-        yield futures
-        for future in futures.values():
-            future.cancel()
-
-
 @pytest.mark.parametrize(
     "pair",
     PAIRS,
     ids=[f"{configuration}-sm_{arch}".replace(" ", "-") for configuration, arch in PAIRS],
 )
-def test_resources(compiled, pair):
+def test_resources(pair):
     configuration, architecture = pair
-    found = compiled[pair].result()
+    found = compile_for(configuration, architecture)
     assert found.spilled_bytes == 0
     if nvrtc.getVersion() == COUNTED_WITH:
         counted = json.loads(COUNTED.read_text())
@@ -127,11 +121,14 @@ def test_resources(compiled, pair):
 def count_products(configuration: Configuration) -> dict[str, int]:
     """Count the products of a kernel's tile: each is one instruction of its text.
 
-    Forward, channels come in steps of 16, keys in tiles of 8: each step of q and k for every tile
-    of them, then each two tiles of channels of v for every 16 keys, and for 8 where these are left.
+    Forward, channels come in steps of 16 (of 8 in tf32), keys in tiles of 8: each step of q and k
+    for every tile of them, then each two tiles of channels of v for every 16 keys (8 in tf32), and
+    for 8 where these are left.
     Backward, two steps of channels for each tile of weights are written down twice, once for the
     energies and once for their gradients; then for every 16 positions the pairs of tiles of dv that
-    are made at once, and one of dq and dk.
+    are made at once, and one of dq and dk. Where a long strip streams by, dq and dk take the
+    products of the forward and once more those of energies, for gradients of weights; dv takes
+    those of the forward.
     """
     tile = configuration.tile
     if isinstance(tile, MmaBackwardTile):
@@ -140,11 +137,19 @@ def count_products(configuration: Configuration) -> dict[str, int]:
         is_wide = configuration.partial_dtype != configuration.dtype
         pairs = 1 if is_wide else tile.channels // 16 // tile.warp_columns
         return {"m16n8k16": 2 * 2 * weights + row_tiles * tile.keys // 16 * 2 * (pairs + 1)}
-    assert isinstance(tile, MmaForwardTile | MmaStreamTile)
-    energies = tile.channels // 16 * (tile.keys // 8)
-    pairs = (tile.group if isinstance(tile, MmaStreamTile) else tile.channels) // 16
+    assert isinstance(tile, MmaForwardTile | MmaStreamTile | MmaBackwardStreamTile)
+    step = 16 if configuration.terms is None else 8
+    energies = tile.channels // step * (tile.keys // 8)
+    pairs = (tile.channels if isinstance(tile, MmaForwardTile) else tile.group) // 16
+    sums = pairs * 2 * (tile.keys // step)
+    count = tile.row_tiles * (energies + sums) * (configuration.terms or 1)
+    if isinstance(tile, MmaBackwardStreamTile):
+        more = tile.row_tiles * energies * (configuration.terms or 1)  # for gradients of weights
+        count = 2 * count + more if "keys" in configuration.kernel else count + more
+    if not isinstance(tile, MmaForwardTile):
+        return {f"m16n8k{step}": count}
     return {
-        "m16n8k16": tile.row_tiles * (energies + pairs * 2 * (tile.keys // 16)),
+        "m16n8k16": count,
         "m16n8k8": tile.row_tiles * pairs * 2 * (tile.keys % 16 // 8),
     }
 
@@ -155,7 +160,7 @@ TENSOR = [each for each in all_configurations() if "mma" in each.kernel]
 @pytest.mark.parametrize("configuration", sample(TENSOR, 4, "ptx"), ids=str)
 def test_products_on_tensor_cores(configuration):
     text = compile_to_ptx(configuration)
-    sort = "bf16" if configuration.dtype == "bfloat16" else "f16"
+    sort = {"bfloat16": "bf16", "float16": "f16", "float32": "tf32"}[configuration.dtype]
     for shape, count in count_products(configuration).items():
         instruction = f"mma.sync.aligned.{shape}.row.col.f32.{sort}.{sort}.f32"
         assert text.count(instruction) == count
@@ -169,9 +174,10 @@ def test_what_a_device_has_no_room_for_is_not_selected():
         for direction, table in TABLES.items():
             for strip in product(table, range(1, 200, 3), (64, 500), (64, 512), (True, False)):
                 tile = select(direction, Strip(*strip), limits).tile
-                needed = tile.count_shared_bytes(strip[0])
+                dtype = find_dtype(strip[0])
+                needed = tile.count_shared_bytes(dtype)
                 if isinstance(tile, MmaForwardTile):
-                    needed += tile.count_across_bytes(strip[0])
+                    needed += tile.count_across_bytes(dtype)
                 assert needed <= shared_bytes
                 assert tile.architecture <= architecture
 

@@ -7,18 +7,27 @@ from itertools import product
 import numpy as np
 import pytest
 
-from crisscross.kernels.select import DIRECTIONS, TABLES
-from crisscross.kernels.tiles import FmaTile, MmaStreamTile
+from crisscross.kernels.tables import DIRECTIONS, TABLES, TERMS
+from crisscross.kernels.tiles import FmaTile, MmaBackwardStreamTile, MmaStreamTile
 from crisscross.testing import assert_matches_reference, make_case
-from tests.kernels.devices import EmulatedBench, run_attention, run_forward, select_tile
+from tests.kernels.devices import (
+    EmulatedBench,
+    make_arithmetic_case,
+    run_attention,
+    run_forward,
+    select_tile,
+)
 from tests.kernels.emulated import EmulatorEngine
 from tests.kernels.sweep import sample
 
 TILES = [
-    pytest.param(direction, dtype, row.tile, id=f"{direction}-{dtype}-{row.tile}".replace(" ", "-"))
+    pytest.param(
+        direction, arithmetic, row.tile, id=f"{direction}-{arithmetic}-{row.tile}".replace(" ", "-")
+    )
     for direction in DIRECTIONS
-    for dtype, rows in TABLES[direction].items()
+    for arithmetic, rows in TABLES[direction].items()
     for row in rows
+    if arithmetic not in TERMS or not isinstance(row.tile, FmaTile)  # or it is float32's
 ]
 SMALLEST = TABLES["forward"]["float32"][0].tile
 
@@ -26,12 +35,16 @@ SMALLEST = TABLES["forward"]["float32"][0].tile
 def find_cases(tile):
     """Cases that reach into every corner of a tile: what is drawn is sizes."""
     channels, vector, depth = tile.channels, 8, tile.channels
+    widest = 512
     if isinstance(tile, FmaTile):
         one_tile, any_length = tile.columns, max(tile.columns, tile.rows) + 5
         depth, vector = tile.depth, tile.channels // tile.thread_columns
     elif isinstance(tile, MmaStreamTile):
         one_tile, any_length = tile.keys, max(tile.keys, tile.rows) + 5
         channels, depth = tile.group, tile.depth - 8
+    elif isinstance(tile, MmaBackwardStreamTile):
+        one_tile, any_length = tile.keys, max(tile.keys, tile.rows) + 5
+        channels, depth, widest = tile.group, tile.depth - 8, tile.width
     else:
         one_tile = any_length = tile.keys
     return {
@@ -40,12 +53,12 @@ def find_cases(tile):
         # Several tiles of keys, of rows and of channels, the last of each ragged.
         "several": (
             (2, any_length),
-            {"head_size_qk": depth + 1, "head_size_v": channels + vector + 1},
+            {"head_size_qk": depth + 1, "head_size_v": min(channels + vector, widest) - 1},
         ),
         # Several tiles of channels, the last one ragged, and yet all vectors aligned.
         "several aligned": (
             (3, one_tile - 3),
-            {"head_size_qk": depth + 8, "head_size_v": 2 * channels + 24},
+            {"head_size_qk": depth + 8, "head_size_v": min(2 * channels + 24, widest)},
         ),
         # Sums of gradients over three axes; head sizes that fill a vector and begin another.
         "three axes": ((2, 3, 5), {"head_size_qk": 4, "head_size_v": 25, "batch": 2}),
@@ -54,7 +67,7 @@ def find_cases(tile):
             {"axes": (1,), "include_self": False, "head_size_qk": 8, "head_size_v": 16},
         ),
         "a single position": ((1, 1), {"head_size_qk": 1, "head_size_v": 1}),
-        "heads of CCNet": ((3, 9), {"head_size_qk": 64, "head_size_v": 512}),
+        "heads of CCNet": ((3, 9), {"head_size_qk": 64, "head_size_v": widest}),
     }
 
 
@@ -82,15 +95,17 @@ def hold_to_be_compiled(direction, tile, compiled):
 
 
 @pytest.mark.parametrize("name", list(find_cases(SMALLEST)))
-@pytest.mark.parametrize(("direction", "dtype", "tile"), sample(TILES, 10, "strips"))
-def test_every_tile(bench, direction, dtype, tile, name):
+@pytest.mark.parametrize(("direction", "arithmetic", "tile"), sample(TILES, 10, "strips"))
+def test_every_tile(bench, direction, arithmetic, tile, name):
     spatial, options = find_cases(tile)[name]
     # Read as they are, or copied to have their channels side by side; with a mask, or without.
     variants = list(product([-1, 1], [True, False]))
     runs = max(len(variants), len(bench.orders))
     each = [(variants[i % len(variants)], bench.orders[i % len(bench.orders)]) for i in range(runs)]
-    for (channel_axis, masked), order in sample(each, 1, f"{direction}{dtype}{tile}{name}"):
-        case = make_case(spatial, dtype=dtype, masked=masked, channel_axis=channel_axis, **options)
+    for (channel_axis, masked), order in sample(each, 1, f"{direction}{arithmetic}{tile}{name}"):
+        case = make_arithmetic_case(
+            spatial, arithmetic, masked=masked, channel_axis=channel_axis, **options
+        )
         assert_matches_reference(case, **run(bench, case, direction, tile, order))
 
 

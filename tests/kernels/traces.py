@@ -18,14 +18,21 @@ import numpy as np
 from crisscross.kernels import ccnet
 from crisscross.kernels.layout import copy_features
 from crisscross.kernels.merge import merge
-from crisscross.kernels.select import DIRECTIONS, TABLES, Direction
-from crisscross.kernels.tiles import FmaTile, MmaStreamTile, Tile
+from crisscross.kernels.select import find_arithmetic
+from crisscross.kernels.tables import DIRECTIONS, TABLES, Direction
+from crisscross.kernels.tiles import FmaTile, MmaBackwardStreamTile, MmaStreamTile, Tile
 from crisscross.problem import COMPUTE_DTYPES, MapProblem, MergeProblem
 from crisscross.testing import AttentionCase, make_case, numpy_dtype
 from crisscross.view import View
 from tests.emulator.build import Mode
 from tests.emulator.trace import Total
-from tests.kernels.devices import EmulatedBench, run_attention, run_forward, select_tile
+from tests.kernels.devices import (
+    EmulatedBench,
+    make_arithmetic_case,
+    run_attention,
+    run_forward,
+    select_tile,
+)
 from tests.kernels.emulated import EmulatorEngine, load
 
 #: Configuration -> shared and global totals.
@@ -82,45 +89,52 @@ def _sum_up(engine: EmulatorEngine, suffix: str) -> Costs:
     return dict(costs)
 
 
-def trace_strips(direction: Direction, dtype: str, row: int) -> Costs:
+def trace_strips(direction: Direction, arithmetic: str, row: int) -> Costs:
     """Trace one axis, channels side by side and aligned."""
-    tile = TABLES[direction][dtype][row].tile
+    tile = TABLES[direction][arithmetic][row].tile
     sizes = {"head_size_qk": 32, "head_size_v": 64, "axes": (1,)}
-    case = make_case((1, _count_keys(tile) - 3), dtype=dtype, channel_axis=-1, **sizes)
+    case = make_arithmetic_case(
+        (1, _count_keys(tile) - 3), arithmetic=arithmetic, channel_axis=-1, **sizes
+    )
     return _trace_attention(case, direction, tile)
 
 
-def trace_streams(direction: Direction, dtype: str, row: int) -> Costs:
+def trace_streams(direction: Direction, arithmetic: str, row: int) -> Costs:
     """Trace what takes several tiles of channels, of keys and rows too where it may.
 
     The last of each is ragged. It is the second axis, along which self is left out, parts are
     merged and gradients added. The first one has many strips, short ones, that would take long.
     """
-    tile = TABLES[direction][dtype][row].tile
+    tile = TABLES[direction][arithmetic][row].tile
     if isinstance(tile, FmaTile):
         length, depth = tile.columns + 5, tile.depth
         channels = tile.channels + tile.channels // tile.thread_columns + 1
     elif isinstance(tile, MmaStreamTile):
         length, depth, channels = tile.rows + 5, 62, tile.group + 9
+    elif isinstance(tile, MmaBackwardStreamTile):
+        length, depth, channels = tile.rows + 5, 62, min(tile.group + 9, tile.width - 1)
     else:
         length, depth, channels = tile.rows - 1, tile.channels, tile.channels + 9
     sizes = {"head_size_qk": depth + 1, "head_size_v": channels, "channel_axis": -1}
-    case = make_case((2, length), dtype=dtype, masked=True, **sizes)
+    case = make_arithmetic_case((2, length), arithmetic=arithmetic, masked=True, **sizes)
     return _trace_attention(case, direction, tile, is_later_turn)
 
 
-def trace_merging(direction: Direction, dtype: str, row: int) -> Costs:
+def trace_merging(direction: Direction, arithmetic: str, row: int) -> Costs:
     """Trace the second axis where all is aligned, of several tiles of channels."""
-    tile = TABLES[direction][dtype][row].tile
-    sizes = {"head_size_qk": 64, "head_size_v": 2 * 64, "channel_axis": -1}
-    case = make_case((2, _count_keys(tile) - 3), dtype=dtype, **sizes)
+    tile = TABLES[direction][arithmetic][row].tile
+    widest = tile.width if isinstance(tile, MmaBackwardStreamTile) else 128
+    sizes = {"head_size_qk": 64, "head_size_v": min(128, widest), "channel_axis": -1}
+    case = make_arithmetic_case((2, _count_keys(tile) - 3), arithmetic=arithmetic, **sizes)
     return _trace_attention(case, direction, tile, is_later_turn)
 
 
-def trace_across(dtype: str, row: int) -> Costs:
+def trace_across(arithmetic: str, row: int) -> Costs:
     """Trace the second axis where channels come first, and results are written as they lie."""
-    tile = TABLES["forward"][dtype][row].tile
-    case = make_case((2, _count_keys(tile) - 7), dtype=dtype, head_size_qk=16, head_size_v=72)
+    tile = TABLES["forward"][arithmetic][row].tile
+    case = make_arithmetic_case(
+        (2, _count_keys(tile) - 7), arithmetic=arithmetic, head_size_qk=16, head_size_v=72
+    )
     return _trace_attention(case, "forward", tile, is_later_turn)
 
 
@@ -164,7 +178,7 @@ def _trace_attention(
     bench = EmulatedBench(engine=partial(TracedEngine, traces=_in(direction, traces)))
     with bench.open() as engine, select_tile(direction, tile):
         _find_run(direction)(bench, engine, case)
-        return _sum_up(engine, f"{case.problem.dtype}, {tile}")
+        return _sum_up(engine, f"{find_arithmetic(case.problem)}, {tile}")
 
 
 def _in(direction: Direction, traces: Choice) -> Choice:
@@ -233,9 +247,10 @@ def trace_all() -> Iterator[Costs]:
     for dtype in COMPUTE_DTYPES:
         yield trace_layout(dtype)
         yield trace_ccnet(dtype)
-        for direction in DIRECTIONS:
-            for row in range(len(TABLES[direction][dtype])):
-                yield trace_strips(direction, dtype, row)
+    for direction in DIRECTIONS:
+        for arithmetic, rows in TABLES[direction].items():
+            for row in range(len(rows)):
+                yield trace_strips(direction, arithmetic, row)
 
 
 def divide(total: Total) -> float:

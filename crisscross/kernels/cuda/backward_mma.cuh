@@ -1,10 +1,10 @@
 // What the backward on tensor cores is made of: a strip's tiles in shared memory, its weights and their
-// gradients, and delta.
+// gradients.
 #pragma once
 
 #include "arguments.cuh"
+#include "delta.cuh"
 #include "energies.cuh"
-#include "features.cuh"
 
 constexpr int group_threads = WARP_ROWS * WARP_COLUMNS * 32, key_steps = KEYS / 16;
 // A warp's tiles of 16 rows, fewer of the last warps; of 8 keys; pairs of tiles of 8 channels.
@@ -84,47 +84,6 @@ __device__ __forceinline__ void add_products(Products& sums, const Lane& lane, c
           mma_k16(sums[m][n], rows[m][1], columns[2], columns[3]);
         }
     }
-  }
-}
-
-// A unit of channels, two elements a register.
-struct alignas(2 * unit) Unit {
-  unsigned pairs[unit / 2];
-};
-// Of a chunk of `out`, that of a thread's i-th position.
-__device__ __forceinline__ Unit read_unit(const Positions& share, int i,
-                                          const Strip<const Element>& out, int channel, int size) {
-  const Element* source = &out.at(share.row + i * share.step, channel + share.unit_channel);
-  const int left = share.are_there >> i & 1 ? size - channel - share.unit_channel : 0;
-  if (IS_ALIGNED && is_inside(unit - 1, left)) return *reinterpret_cast<const Unit*>(source);
-  Unit found;
-#pragma unroll
-  for (int m = 0; m < unit; m += 2)
-    found.pairs[m / 2] = pack(is_inside(m, left) ? widen(source[m]) : 0,
-                              is_inside(m + 1, left) ? widen(source[m + 1]) : 0);
-  return found;
-}
-// delta += <dout, out> over the channels of a chunk; `read` gives the units of `out`.
-template <class Read>
-__device__ __forceinline__ void add_to_delta(Compute* delta, const Positions& share,
-                                             const Row* dout, Read read) {
-  constexpr int at_once = IS_ALIGNED ? Positions::count : 1;  // small units are too many for that
-#pragma unroll at_once
-  for (int i = 0; i < share.count; i++) {
-    const int row = share.row + i * share.step;
-    const bool is_row = KEYS % share.step == 0 || row < KEYS;
-    Compute sum = 0;
-    if (is_row) {
-      const Unit theirs = read(i);
-      const Unit ours = *reinterpret_cast<const Unit*>(&dout[row][share.unit_channel]);
-#pragma unroll
-      for (int m = 0; m < unit / 2; m++) {
-        const float2 x = unpack(ours.pairs[m]), y = unpack(theirs.pairs[m]);
-        sum += x.x * y.x + x.y * y.y;
-      }
-    }
-    sum = sum_over_lanes<units>(sum);
-    if (is_row && share.unit_channel == 0) delta[row] += sum;
   }
 }
 

@@ -1,4 +1,4 @@
-// Tiles of features in shared memory, of 16 bits as in the arrays: positions x CHANNELS channels, for
+// Tiles of features in shared memory, of the arrays' own elements: positions x CHANNELS channels, for
 // tensor cores.
 #pragma once
 
@@ -6,9 +6,9 @@
 #include "tensor.cuh"
 
 // Where all that is read or written begins at a multiple of 16 bytes, it is moved by so many at once.
-constexpr int unit = IS_ALIGNED ? 8 : 2, units = CHANNELS / unit;
+constexpr int unit = (IS_ALIGNED ? 16 : 4) / sizeof(Element), units = CHANNELS / unit;
 // Rows are an odd number of 16 bytes apart: eight of them, read at once, lie in different banks.
-constexpr int pitch = CHANNELS + 8;
+constexpr int pitch = CHANNELS + 16 / sizeof(Element);
 using Row = Element[pitch];
 // What a thread has under way at once: as much as there is, where it takes no registers.
 constexpr int moved_at_once = IS_ALIGNED ? 32 : 4;

@@ -40,39 +40,37 @@ __device__ __forceinline__ void write_run(T* to, const Run<T>& from, int left) {
   }
 }
 
-// From a lane's two channels of either tile of a pair, as fragments have them, to its runs, or back:
-// of 16 bits, each of two neighbours gives what the other one needs.
+// From a lane's two channels of either tile of a pair, as fragments have them, to its runs, or back.
+__device__ __forceinline__ void narrow_to_runs(const float (&x)[4], Run<float> (&to)[2], int) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) to[i / 2].at[i % 2] = x[i];
+}
+__device__ __forceinline__ void widen_runs(const Run<float> (&from)[2], float (&x)[4], int) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) x[i] = from[i / 2].at[i % 2];
+}
+#if ELEMENT_BITS == 16
+// Of 16 bits, each of two neighbours gives what the other one needs.
 __device__ __forceinline__ void exchange(unsigned (&pairs)[2], int lane) {
   const bool is_odd = lane % 2;
   const unsigned taken = __shfl_xor_sync(0xffffffffu, is_odd ? pairs[0] : pairs[1], 1);
   pairs[0] = is_odd ? taken : pairs[0];
   pairs[1] = is_odd ? pairs[1] : taken;
 }
-template <class T, int count>
-__device__ __forceinline__ void narrow_to_runs(const float (&x)[4], Run<T> (&to)[count], int lane) {
-  if constexpr (count == 1) {
-    unsigned pairs[2] = {pack(x[0], x[1]), pack(x[2], x[3])};
-    exchange(pairs, lane);
-    to[0] = reinterpret_cast<const Run<T>&>(pairs);
-  } else {
+__device__ __forceinline__ void narrow_to_runs(const float (&x)[4], Run<Element> (&to)[1], int lane) {
+  unsigned pairs[2] = {pack(x[0], x[1]), pack(x[2], x[3])};
+  exchange(pairs, lane);
+  to[0] = reinterpret_cast<const Run<Element>&>(pairs);
+}
+__device__ __forceinline__ void widen_runs(const Run<Element> (&from)[1], float (&x)[4], int lane) {
+  const auto& two = reinterpret_cast<const unsigned(&)[2]>(from[0]);
+  unsigned pairs[2] = {two[0], two[1]};
+  exchange(pairs, lane);
 #pragma unroll
-    for (int i = 0; i < 4; i++) narrow(x[i], to[i / 2].at[i % 2]);
+  for (int i = 0; i < 2; i++) {
+    const float2 pair = unpack(pairs[i]);
+    x[2 * i] = pair.x;
+    x[2 * i + 1] = pair.y;
   }
 }
-template <class T, int count>
-__device__ __forceinline__ void widen_runs(const Run<T> (&from)[count], float (&x)[4], int lane) {
-  if constexpr (count == 1) {
-    const auto& two = reinterpret_cast<const unsigned(&)[2]>(from[0]);
-    unsigned pairs[2] = {two[0], two[1]};
-    exchange(pairs, lane);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const float2 pair = unpack(pairs[i]);
-      x[2 * i] = pair.x;
-      x[2 * i + 1] = pair.y;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; i++) x[i] = widen(from[i / 2].at[i % 2]);
-  }
-}
+#endif

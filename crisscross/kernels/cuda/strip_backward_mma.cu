@@ -59,7 +59,7 @@ __device__ __forceinline__ void use_values(const Work& work, Products& products,
   };
   // What comes from global memory, before it is needed, where it fits into registers.
   constexpr bool reads_first = ADDS && IS_ALIGNED;
-  const auto read = [&](int i) { return read_unit(work.queries, i, group.out, channel, size); };
+  const auto read = [&](int i) { return read_unit(work.queries, i, group.out, 0, channel, size); };
   Unit outputs[IS_ALIGNED ? Positions::count : 1];
   if constexpr (IS_ALIGNED && !ADDS)
 #pragma unroll

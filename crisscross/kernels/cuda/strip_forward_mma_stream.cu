@@ -9,7 +9,7 @@
 
 constexpr int threads = WARPS * 32, rows = WARPS * warp_rows, stages = 3;
 constexpr int query_chunks = DEPTH / CHANNELS, group_chunks = GROUP / CHANNELS;
-constexpr int pairs = CHANNELS / 16;
+constexpr int pairs = CHANNELS / 16, runs = Run<Element>::count;
 
 struct alignas(16) Memory {
   Row queries[query_chunks][rows], features[stages][KEYS];
@@ -59,10 +59,13 @@ __device__ __forceinline__ void write_results(Results& results, const Factors& f
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int row = lane.row(m, h);
-        Run<Element> run[1] = {};
+        Run<Element> run[runs] = {};
         float x[4], y[4] = {};
         if (out_before) {
-          if (is_inside(row, length)) read_run(run[0], &out_before.at(row, channel), left);
+#pragma unroll
+          for (int r = 0; r < runs; r++)
+            if (is_inside(row, length))
+              read_run(run[r], &out_before.at(row, channel + r * 8), left - r * 8);
           widen_runs(run, y, lane.index);
         }
 #pragma unroll
@@ -71,7 +74,10 @@ __device__ __forceinline__ void write_results(Results& results, const Factors& f
           if (out_before) x[i] += factors.before[m][h] * y[i];
         }
         narrow_to_runs(x, run, lane.index);
-        if (is_inside(row, length)) write_run(&out.at(row, channel), run[0], left);
+        if (!is_inside(row, length)) continue;
+#pragma unroll
+        for (int r = 0; r < runs; r++)
+          write_run(&out.at(row, channel + r * 8), run[r], left - r * 8);
       }
   }
 }

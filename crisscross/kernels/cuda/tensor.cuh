@@ -1,9 +1,10 @@
-// Tensor cores and asynchronous copies, for elements of 16 bits: assembly on a device, elsewhere the
-// emulator's twin of the instruction.
+// Tensor cores and asynchronous copies: assembly on a device, elsewhere the emulator's twin of the
+// instruction. fragments.cuh makes of them what is the same for elements of 16 bits and of 32.
 #pragma once
 
 #include "numbers.cuh"
 
+#if ELEMENT_BITS == 16
 #if ELEMENT_IS_BFLOAT
 #define MMA_TYPES ".f32.bf16.bf16.f32"
 #define TWIN_OF_MMA_K16 emulator::mma_m16n8k16_bf16
@@ -59,8 +60,40 @@ __device__ __forceinline__ void mma_k8(float (&sum)[4], unsigned left0, unsigned
   TWIN_OF_MMA_K8(sum, left, only, sum);
 #endif
 }
+#else
+// To the nearest number of tf32, which has 10 bits of fraction; ties away from zero.
+__device__ __forceinline__ float round_to_tf32(float x) {
+#ifdef __CUDA_ARCH__
+  unsigned rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return __uint_as_float(rounded);
+#else
+  const unsigned bits = __float_as_uint(x);
+  const bool is_finite = (bits & 0x7f800000) != 0x7f800000;
+  return is_finite ? __uint_as_float((bits + 0x1000) & 0xffffe000) : x != x ? x + x : x;
+#endif
+}
+// sum += left . right, 16 x 8 from 16 x 8 and 8 x 8, of numbers of tf32.
+__device__ __forceinline__ void mma_tf32(float (&sum)[4], const float (&left)[4], float right0,
+                                         float right1) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+      " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(__float_as_uint(left[0])), "r"(__float_as_uint(left[1])),
+        "r"(__float_as_uint(left[2])), "r"(__float_as_uint(left[3])), "r"(__float_as_uint(right0)),
+        "r"(__float_as_uint(right1)));
+#else
+  const unsigned(&bits)[4] = reinterpret_cast<const unsigned(&)[4]>(left);
+  const unsigned right[2] = {__float_as_uint(right0), __float_as_uint(right1)};
+  emulator::mma_m16n8k8_tf32(sum, bits, right, sum);
+#endif
+}
+#endif
 
-// Load 8 x 8 matrices from shared memory: lanes 8i to 8i + 7 give the rows of matrix i, 16 bytes each.
+// Load 8 x 8 matrices of 16 bits from shared memory: lanes 8i to 8i + 7 give the rows of matrix i, 16
+// bytes each. Of 32 bits they are matrices of 8 x 4.
 __device__ __forceinline__ void load_matrices(unsigned (&matrices)[4], const Element* row) {
 #ifdef __CUDA_ARCH__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
