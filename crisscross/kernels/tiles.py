@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, TypeAlias
 
 from crisscross.problem import COMPUTE_DTYPES
@@ -37,7 +37,7 @@ class _Compiled:
     @property
     def definitions(self) -> Mapping[str, int]:
         """The macros that the sources are compiled with: fields of the tile, in capitals."""
-        return {field.name.upper(): getattr(self, field.name) for field in fields(self)}
+        return {each.name.upper(): getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -151,26 +151,9 @@ class MmaForwardTile(_WholeStrips):
 
 
 @dataclass(frozen=True)
-class MmaStreamTile(_Compiled):
-    """Queries of a strip of any length for tensor cores; see ``strip_forward_mma_stream.cu``.
+class _StreamedStrips(_Compiled):
+    """Positions of a strip of any length, for tensor cores, which walk along the others."""
 
-    Attributes
-    ----------
-    keys
-        Keys that a block walks along at a time.
-    warps, row_tiles
-        Warps of a block, and tiles of 16 queries that each of them has.
-    depth
-        Channels of queries that there is room for.
-    group
-        Channels of results that are in registers.
-    channels
-        Channels of keys and values that are in shared memory at a time.
-    blocks
-        Blocks that share a multiprocessor, as far as registers go.
-    """
-
-    kernels: ClassVar[tuple[str, ...]] = ("strip_forward_mma_stream",)
     architecture: ClassVar[int] = 80
     strips: ClassVar[int] = 1
 
@@ -190,14 +173,40 @@ class MmaStreamTile(_Compiled):
     def threads(self) -> int:
         return 32 * self.warps
 
+    def _count_feature_bytes(self, dtype: str, own_channels: int) -> int:
+        """Count what features take: so many channels of the rows, and the ring."""
+        tiles = self.rows * own_channels // self.channels + _STAGES * self.keys
+        return tiles * _count_row_bytes(self.channels, dtype)
+
+
+@dataclass(frozen=True)
+class MmaStreamTile(_StreamedStrips):
+    """Queries of a strip of any length for tensor cores; see ``strip_forward_mma_stream.cu``.
+
+    Attributes
+    ----------
+    keys
+        Keys that a block walks along at a time.
+    warps, row_tiles
+        Warps of a block, and tiles of 16 queries that each of them has.
+    depth
+        Channels of queries that there is room for.
+    group
+        Channels of results that are in registers.
+    channels
+        Channels of keys and values that are in shared memory at a time.
+    blocks
+        Blocks that share a multiprocessor, as far as registers go.
+    """
+
+    kernels: ClassVar[tuple[str, ...]] = ("strip_forward_mma_stream",)
+
     def __str__(self) -> str:
         return f"{self.rows}x{self.keys}x{self.group} of {self.depth} by {self.threads} threads"
 
     def count_shared_bytes(self, dtype: str) -> int:
-        tiles = self.rows * self.depth // self.channels + _STAGES * self.keys
-        features = tiles * _count_row_bytes(self.channels, dtype)
         rest = self.rows * ITEM_BYTES[COMPUTE_DTYPES[dtype]] + 2 * self.keys + _STRIPS_BYTES
-        return _round_up(features + rest)
+        return _round_up(self._count_feature_bytes(dtype, self.depth) + rest)
 
 
 @dataclass(frozen=True)
@@ -240,7 +249,7 @@ class MmaBackwardTile(_WholeStrips):
 
 
 @dataclass(frozen=True)
-class MmaBackwardStreamTile(_Compiled):
+class MmaBackwardStreamTile(_StreamedStrips):
     """Positions of a strip of any length for tensor cores; see ``backward_mma_stream.cuh``.
 
     Attributes
@@ -260,25 +269,8 @@ class MmaBackwardStreamTile(_Compiled):
     """
 
     kernels: ClassVar[tuple[str, ...]] = ("strip_backward_queries_mma", "strip_backward_keys_mma")
-    architecture: ClassVar[int] = 80
-    strips: ClassVar[int] = 1
 
-    keys: int
-    warps: int
-    row_tiles: int
-    depth: int
-    width: int
-    group: int
-    blocks: int
-    channels: int = 64
-
-    @property
-    def rows(self) -> int:
-        return 16 * self.warps * self.row_tiles
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps
+    width: int = field(kw_only=True)
 
     def __str__(self) -> str:
         return (
@@ -287,9 +279,8 @@ class MmaBackwardStreamTile(_Compiled):
         )
 
     def count_shared_bytes(self, dtype: str) -> int:
-        tiles = self.rows * (self.depth + self.width) // self.channels + _STAGES * self.keys
-        features = tiles * _count_row_bytes(self.channels, dtype)
         known = (self.rows + 2 * self.keys) * (2 * ITEM_BYTES[COMPUTE_DTYPES[dtype]] + 1)
+        features = self._count_feature_bytes(dtype, self.depth + self.width)
         return _round_up(features + known + _ALL_BYTES)
 
 

@@ -41,7 +41,7 @@ def test_the_commands_are_the_real_ones():
     ]
     demo, tests = commands
     assert demo.endswith("crisscross demo")
-    assert tests.endswith("-m pytest")
+    assert tests.endswith("-m pytest -n auto")
     screen = (ROOT / "README.md").read_text().splitlines()[:24]
     assert demo in screen and tests in screen
     script = (ROOT / ".ci" / "run").read_text()
