@@ -219,12 +219,12 @@ _HALF_BACKWARD_STREAM = (
         MmaBackwardStreamTile(32, warps=4, row_tiles=2, depth=64, width=512, group=128, blocks=1),
         None,
         f"{_GRADIENT_STREAM} once for every 128 channels of dv; all features of 128 positions stay "
-        "in shared memory",
+        "in shared memory, so that others are read half as often as with 64",
         deepest=64,
         widest=512,
     ),
     Row(
-        MmaBackwardStreamTile(32, warps=4, row_tiles=1, depth=64, width=512, group=256, blocks=2),
+        MmaBackwardStreamTile(32, warps=4, row_tiles=1, depth=64, width=512, group=256, blocks=1),
         None,
         f"{_GRADIENT_STREAM} once for every 256 channels of dv; all features of 64 positions stay "
         "in shared memory",
@@ -232,10 +232,18 @@ _HALF_BACKWARD_STREAM = (
         widest=512,
     ),
     Row(
-        MmaBackwardStreamTile(32, warps=4, row_tiles=1, depth=512, width=512, group=256, blocks=1),
+        MmaBackwardStreamTile(32, warps=4, row_tiles=1, depth=256, width=256, group=256, blocks=2),
         None,
-        f"{_GRADIENT_STREAM} once for every 256 channels of a gradient; all features of 64 "
-        "positions stay in shared memory",
+        f"{_GRADIENT_STREAM}, and all channels of a gradient at once; all features of 64 positions "
+        "stay in shared memory",
+        deepest=256,
+        widest=256,
+    ),
+    Row(
+        MmaBackwardStreamTile(32, warps=2, row_tiles=1, depth=512, width=512, group=256, blocks=2),
+        None,
+        f"{_GRADIENT_STREAM} once for every 256 channels of a gradient; there is shared memory for "
+        "32 positions of so many channels",
         deepest=512,
         widest=512,
     ),
@@ -280,7 +288,7 @@ _TF32_BACKWARD = (
     ),
     Row(
         MmaBackwardStreamTile(
-            32, warps=2, row_tiles=1, depth=64, width=512, group=128, blocks=2, channels=32
+            32, warps=2, row_tiles=1, depth=64, width=512, group=128, blocks=1, channels=32
         ),
         None,
         f"{_GRADIENT_STREAM} once for every 128 channels of dv; all features of 32 positions stay "

@@ -9,8 +9,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_CHOSEN = os.environ.get("KERNEL_SWEEP", "")
 #: The whole of it, as CI does; else a sample, the same one each time.
-FULL = {"": False, "full": True}[os.environ.get("KERNEL_SWEEP", "")]
+FULL = {"": False, "tiles": False, "full": True}[_CHOSEN]
+#: Of the strip kernels all tiles, each in a sample of cases.
+ALL_TILES = _CHOSEN in ("tiles", "full")
 
 
 def sample(items: Sequence[T], count: int, seed: str) -> list[T]:

@@ -19,16 +19,24 @@ from crisscross.kernels.launch import _fill, compile_kernel
 from crisscross.kernels.merge import merge
 from crisscross.kernels.select import Selection, configure_forward
 from crisscross.kernels.tables import TABLES
-from crisscross.kernels.tiles import FmaTile
+from crisscross.kernels.tiles import (
+    FmaTile,
+    MmaBackwardStreamTile,
+    MmaBackwardTile,
+    MmaForwardTile,
+    MmaStreamTile,
+)
 from crisscross.problem import MapProblem, MergeProblem
 from crisscross.testing import assert_matches_reference, make_case
 from crisscross.view import View
+from tests.kernels.devices import make_arithmetic_case
 from tests.kernels.emulated import EmulatorEngine, view_of
 
 FAR = 2**31 + 24
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
 
 
+STREAMS = (MmaStreamTile, MmaBackwardStreamTile)
 SMALLEST = {
     "float16": FmaTile(32, 32, 64, 32, 16, 8, 8),
     "float64": FmaTile(32, 32, 64, 16, 16, 8, 8),
@@ -52,6 +60,23 @@ def empty(shape, dtype):
     return np.full(shape, np.nan, dtype)
 
 
+def hold_far_to_reference(case, axis, lse_axis, mask_axis):
+    """Run a case whose arrays are spread along an axis, forward and backward."""
+    problem = case.problem
+    arrays = {name: spread(getattr(case, name), axis) for name in ("q", "k", "v", "dout")}
+    arrays["dlse"] = spread(case.dlse, lse_axis)
+    arrays["key_mask"] = spread(case.key_mask, mask_axis)
+    for name, like in {"out": case.v, "dq": case.q, "dk": case.k, "dv": case.v}.items():
+        arrays[name] = spread(empty(like.shape, like.dtype), axis)
+    arrays["lse"] = spread(empty(problem.lse_shape, problem.compute_dtype), lse_axis)
+    views = {name: view_of(array) for name, array in arrays.items()}
+    names = ("q", "k", "v", "key_mask", "out", "lse")
+    attention.attention_forward(EmulatorEngine(), problem, **{name: views[name] for name in names})
+    attention.attention_backward(EmulatorEngine(), problem, **views)
+    results = {name: arrays[name].copy() for name in ("out", "lse", "dq", "dk", "dv")}
+    assert_matches_reference(case, **results)
+
+
 @pytest.mark.parametrize("packs", [True, False])
 @pytest.mark.parametrize("axis", range(4), ids=["batch", "channel", "row", "column"])
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
@@ -60,18 +85,26 @@ def test_attention(monkeypatch, dtype, axis, packs):
         monkeypatch.setattr(attention, "is_direct", lambda *_: True)
         monkeypatch.setattr(attention, "select", lambda *_, **__: Selection(SMALLEST[dtype], ""))
     case = make_case((2, 3), batch=2, heads=2, head_size_v=3, masked=True, dtype=dtype)
-    problem = case.problem
-    arrays = {name: spread(getattr(case, name), axis) for name in ("q", "k", "v", "dout", "dlse")}
-    arrays["key_mask"] = spread(case.key_mask, {0: 0, 2: 1, 3: 2}.get(axis, 0))
-    for name, like in {"out": case.v, "dq": case.q, "dk": case.k, "dv": case.v}.items():
-        arrays[name] = spread(empty(like.shape, like.dtype), axis)
-    arrays["lse"] = spread(empty(problem.lse_shape, problem.compute_dtype), axis)
-    views = {name: view_of(array) for name, array in arrays.items()}
-    names = ("q", "k", "v", "key_mask", "out", "lse")
-    attention.attention_forward(EmulatorEngine(), problem, **{name: views[name] for name in names})
-    attention.attention_backward(EmulatorEngine(), problem, **views)
-    results = {name: arrays[name].copy() for name in ("out", "lse", "dq", "dk", "dv")}
-    assert_matches_reference(case, **results)
+    hold_far_to_reference(case, axis, axis, {0: 0, 2: 1, 3: 2}.get(axis, 0))
+
+
+@pytest.mark.parametrize("axis", range(3), ids=["batch", "row", "column"])
+@pytest.mark.parametrize("head_size", [8, 7], ids=["aligned", "ragged"])
+@pytest.mark.parametrize(
+    ("arithmetic", "sort"),
+    [("float16", (MmaForwardTile, MmaBackwardTile)), ("float16", STREAMS), ("tf32", STREAMS)],
+)
+def test_attention_on_tensor_cores(monkeypatch, arithmetic, sort, head_size, axis):
+    """Channels lie side by side, and arrays are read where they are."""
+
+    def find_tile(direction, *_):
+        tiles = (row.tile for row in TABLES[direction][arithmetic])
+        return Selection(next(tile for tile in tiles if isinstance(tile, sort)), "")
+
+    monkeypatch.setattr(attention, "select", find_tile)
+    sizes = {"batch": 2, "heads": 2, "head_size_qk": 8, "head_size_v": head_size, "masked": True}
+    case = make_arithmetic_case((2, 3), arithmetic, channel_axis=-1, **sizes)
+    hold_far_to_reference(case, axis, axis + 1 if axis else 0, axis)
 
 
 @pytest.mark.parametrize("axis", range(4), ids=["batch", "channel", "row", "column"])

@@ -58,8 +58,10 @@ def test_longer_strips_stream(head_size_qk, head_size_v, depth, group):
         ((1, 65), 227 << 10, 128, 128),
         ((64, 512), 163 << 10, 64, 256),
         ((64, 512), 99 << 10, 64, 256),
-        ((65, 8), 227 << 10, 64, 256),
-        ((512, 512), 163 << 10, 64, 256),
+        ((65, 8), 99 << 10, 64, 256),
+        ((256, 256), 99 << 10, 64, 256),
+        ((257, 8), 99 << 10, 32, 256),
+        ((512, 512), 99 << 10, 32, 256),
     ],
 )
 def test_longer_strips_stream_backward(sizes, shared_bytes, rows, group):
@@ -128,7 +130,7 @@ def test_every_tile_is_selected_for_some_strip():
         for direction, table in TABLES.items()
         for dtype in table
         for length in (32, 64, 104, 112, 144, 145)
-        for sizes in ((64, 64), (64, 512), (256, 512), (512, 512), (513, 1))
+        for sizes in ((64, 64), (64, 512), (256, 256), (512, 512), (513, 1))
         for meets in (True, False)
         for limits in (
             H100,

@@ -18,7 +18,7 @@ from tests.kernels.devices import (
     select_tile,
 )
 from tests.kernels.emulated import EmulatorEngine
-from tests.kernels.sweep import sample
+from tests.kernels.sweep import ALL_TILES, sample
 
 TILES = [
     pytest.param(
@@ -29,6 +29,21 @@ TILES = [
     for row in rows
     if arithmetic not in TERMS or not isinstance(row.tile, FmaTile)  # or it is float32's
 ]
+
+
+def find_stratum(tile):
+    """A sort of tile for elements of one size: a sample has one of each."""
+    direction, arithmetic, tile = tile.values
+    return direction, type(tile).__name__, arithmetic in ("float16", "bfloat16")
+
+
+if not ALL_TILES:
+    strata = sorted({find_stratum(tile) for tile in TILES})
+    TILES = [
+        tile
+        for stratum in strata
+        for tile in sample([t for t in TILES if find_stratum(t) == stratum], 1, str(stratum))
+    ]
 SMALLEST = TABLES["forward"]["float32"][0].tile
 
 
@@ -95,7 +110,7 @@ def hold_to_be_compiled(direction, tile, compiled):
 
 
 @pytest.mark.parametrize("name", list(find_cases(SMALLEST)))
-@pytest.mark.parametrize(("direction", "arithmetic", "tile"), sample(TILES, 10, "strips"))
+@pytest.mark.parametrize(("direction", "arithmetic", "tile"), TILES)
 def test_every_tile(bench, direction, arithmetic, tile, name):
     spatial, options = find_cases(tile)[name]
     # Read as they are, or copied to have their channels side by side; with a mask, or without.

@@ -106,7 +106,7 @@ extern "C" __global__ void tensor(const __grid_constant__ Argument a) {
   mma_tf32(sums, numbers, __uint_as_float(two[0]), __uint_as_float(two[1]));
   for (int i = 0; i < 4; i++)
     a.product[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sums[i];
-  a.rounded[lane] = round_to_tf32(a.numbers[lane]);
+  a.rounded[lane] = cvt_rna_tf32(a.numbers[lane]);
 }
 """
 

@@ -141,7 +141,7 @@ struct Chunks {
                        find_size(a, feature));
       ahead.advance(a);
       // It is needed from the next job on, that of the tile before the last one no more.
-      if (ahead.begins_tile()) {
+      if (ahead.exists(a) && ahead.begins_tile()) {
         tile++;
         find_known<gradient != DQ>(memory.known_walked[tile % 2], memory, ahead.first,
                                    a.strips.length);

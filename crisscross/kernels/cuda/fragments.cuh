@@ -93,6 +93,16 @@ __device__ __forceinline__ void add_others(float (&results)[2][4], const unsigne
 
 #else
 
+__device__ __forceinline__ bool is_nonfinite(unsigned value) {
+  return (value & 0x7f800000) == 0x7f800000;
+}
+// Finite numbers stay finite: the last ones are cut off.
+__device__ __forceinline__ float round_to_tf32(float x) {
+  const float rounded = cvt_rna_tf32(x);
+  return is_nonfinite(__float_as_uint(rounded)) && !is_nonfinite(__float_as_uint(x))
+             ? __uint_as_float(__float_as_uint(x) & 0xffffe000)
+             : rounded;
+}
 // What the high part leaves of a number, zero where it is infinite; and a high part to multiply it by,
 // which is zero in place of infinity: 0 * infinity is no correction.
 __device__ __forceinline__ float find_low(float x, float high) {
@@ -102,7 +112,8 @@ __device__ __forceinline__ float find_low(float x, float high) {
 __device__ __forceinline__ float keep_finite(float high) { return high - high == 0 ? high : 0; }
 
 // sum += left . right, rounded to tf32; of TERMS 3 with what rounding leaves, but for the product of
-// two such rests.
+// two such rests. These three are summed up by themselves, for a tensor core rounds what it adds to a
+// sum towards zero, and of a long sum that would be all that three products gain.
 __device__ __forceinline__ void multiply(float (&sum)[4], const unsigned (&left)[4],
                                          unsigned right0, unsigned right1) {
   float high[4];
@@ -117,10 +128,15 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const unsigned (&left)
       low[i] = find_low(__uint_as_float(left[i]), high[i]);
       finite[i] = keep_finite(high[i]);
     }
-    mma_tf32(sum, low, keep_finite(high_x), keep_finite(high_y));
-    mma_tf32(sum, finite, find_low(x, high_x), find_low(y, high_y));
+    float part[4] = {};
+    mma_tf32(part, low, keep_finite(high_x), keep_finite(high_y));
+    mma_tf32(part, finite, find_low(x, high_x), find_low(y, high_y));
+    mma_tf32(part, high, high_x, high_y);
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum[i] += part[i];
+  } else {
+    mma_tf32(sum, high, high_x, high_y);
   }
-  mma_tf32(sum, high, high_x, high_y);
 }
 // Weights of row h of a tile with two neighbouring keys, those of lane.t in tile n. The product takes
 // them for columns t / 2 and t / 2 + 4: so values have the same order.
@@ -137,10 +153,6 @@ __device__ __forceinline__ void load_values(unsigned (&right)[4], const Row* val
 #pragma unroll
   for (int i = 0; i < 4; i++)
     right[i] = __float_as_uint(values[lane.t + i % 2][channel + i / 2 * 8 + lane.g]);
-}
-
-__device__ __forceinline__ bool is_nonfinite(unsigned value) {
-  return (value & 0x7f800000) == 0x7f800000;
 }
 
 // results += weights . values for 8 positions that do not meet themselves, and two tiles of channels:

@@ -4,6 +4,10 @@
 
 #include "numbers.cuh"
 
+// Fragments of 16 bits, of lane l, with g = l / 4 and t = 2 * (l % 4): left holds rows g and g + 8
+// (registers even and odd), columns t, t + 1 and, from the second pair of registers on, eight further;
+// right holds rows t, t + 1 and eight further, of column g; sum[2 * h + i] is row g + 8 * h, column
+// t + i.
 #if ELEMENT_BITS == 16
 #if ELEMENT_IS_BFLOAT
 #define MMA_TYPES ".f32.bf16.bf16.f32"
@@ -29,10 +33,6 @@ __device__ __forceinline__ unsigned pack(float x, float y) {
 __device__ __forceinline__ float2 unpack(unsigned pair) {
   return widen_pair(reinterpret_cast<Pair&>(pair));
 }
-
-// Fragments, of lane l, with g = l / 4 and t = 2 * (l % 4): left holds rows g and g + 8 (registers
-// even and odd), columns t, t + 1 and, from the second pair of registers on, eight further; right
-// holds rows t, t + 1 and eight further, of column g; sum[2 * h + i] is row g + 8 * h, column t + i.
 
 // sum += left . right, 16 x 8 from 16 x 16 and 16 x 8.
 __device__ __forceinline__ void mma_k16(float (&sum)[4], const unsigned (&left)[4], unsigned right0,
@@ -61,8 +61,9 @@ __device__ __forceinline__ void mma_k8(float (&sum)[4], unsigned left0, unsigned
 #endif
 }
 #else
-// To the nearest number of tf32, which has 10 bits of fraction; ties away from zero.
-__device__ __forceinline__ float round_to_tf32(float x) {
+// To the nearest number of tf32, which has 10 bits of fraction; ties away from zero, and beyond the
+// largest number to infinity.
+__device__ __forceinline__ float cvt_rna_tf32(float x) {
 #ifdef __CUDA_ARCH__
   unsigned rounded;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
@@ -73,7 +74,8 @@ __device__ __forceinline__ float round_to_tf32(float x) {
   return is_finite ? __uint_as_float((bits + 0x1000) & 0xffffe000) : x != x ? x + x : x;
 #endif
 }
-// sum += left . right, 16 x 8 from 16 x 8 and 8 x 8, of numbers of tf32.
+// sum += left . right, 16 x 8 from 16 x 8 and 8 x 8, of numbers of tf32: fragments as above, but
+// left holds columns l % 4 and, in its second pair of registers, l % 4 + 4, and right such rows.
 __device__ __forceinline__ void mma_tf32(float (&sum)[4], const float (&left)[4], float right0,
                                          float right1) {
 #ifdef __CUDA_ARCH__

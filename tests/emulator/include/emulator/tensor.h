@@ -35,6 +35,12 @@ struct TFloat32 {
   }
 };
 
+// As hardware rounds what it adds up; it does not say so, but measurements do.
+inline float round_towards_zero(double x) {
+  float rounded = float(x);
+  return fabs(double(rounded)) > fabs(x) ? nextafterf(rounded, 0) : rounded;
+}
+
 // d = a * b + c, 16 x 8 from 16 x K and K x 8.
 template <class Type, int K, int A, int B>
 inline void mma_m16n8(float (&d)[4], const uint32_t (&a)[A], const uint32_t (&b)[B],
@@ -67,9 +73,9 @@ inline void mma_m16n8(float (&d)[4], const uint32_t (&a)[A], const uint32_t (&b)
     for (int lane = 0; lane < 32; lane++)
       for (int i = 0; i < 4; i++) {
         int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        float sum = ins[lane]->c[i];
-        for (int k = 0; k < K; k++) sum += left[row][k] * right[k][column];
-        outs[lane]->d[i] = sum;
+        double sum = ins[lane]->c[i];
+        for (int k = 0; k < K; k++) sum += double(left[row][k]) * right[k][column];
+        outs[lane]->d[i] = round_towards_zero(sum);
       }
   });
   memcpy(d, result.d, sizeof d);
