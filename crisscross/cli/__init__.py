@@ -1,4 +1,4 @@
-"""The command line: `crisscross demo`, `crisscross doctor` and `crisscross bench`.
+"""The command line: `crisscross demo`, `doctor`, `bench` and `tune`.
 
 Nothing here imports an optional dependency; those of a command are imported when it runs.
 """
@@ -80,12 +80,15 @@ def _run(arguments: Namespace) -> None:
     try:
         if arguments.command == "bench":
             from crisscross.cli.bench import run
+        elif arguments.command == "tune":
+            from crisscross.cli.tune import run
         else:
             from crisscross.cli.demo import run
     except ModuleNotFoundError as error:
         package = (error.name or "a package").partition(".")[0]
+        extra = "demo" if arguments.command == "demo" else "bench"
         raise MissingDependencyError(
-            f"{package} is not installed: pip install 'crisscross-attention[{arguments.command}]'"
+            f"{package} is not installed: pip install 'crisscross-attention[{extra}]'"
         ) from error
     run(arguments)
 

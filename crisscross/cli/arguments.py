@@ -10,6 +10,7 @@ from typing import NoReturn
 from crisscross import __version__
 from crisscross.bench.settings import DEFAULT_PEERS, DEFAULT_ROUNDS, QUICK_ROUNDS
 from crisscross.bench.shapes import (
+    CHANNELS_LAST,
     CPU,
     DEVICES,
     DTYPES,
@@ -20,6 +21,7 @@ from crisscross.bench.shapes import (
     Shape,
     parse_shape,
 )
+from crisscross.problem import PRECISIONS
 
 __all__ = ["build_parser"]
 
@@ -61,6 +63,14 @@ def build_parser() -> ArgumentParser:
     _add_bench_arguments(
         commands.add_parser(
             "bench",
+            help=about,
+            description=_sentence(about),
+        )
+    )
+    about = "measure which tiles are fastest on this GPU, and store them for later calls"
+    _add_tune_arguments(
+        commands.add_parser(
+            "tune",
             help=about,
             description=_sentence(about),
         )
@@ -120,13 +130,7 @@ def _add_bench_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help=f"{len(QUICK_SHAPES)} shapes in place of {len(SHAPES)}, of {len(GPU_SHAPES)} on a GPU",
     )
-    which.add_argument(
-        "--shape",
-        type=_shape,
-        action="append",
-        metavar="C/C',HxW[,N]",
-        help="channels of v, of q and k, height, width, images; may be repeated",
-    )
+    _add_shape(which.add_argument)
     add = parser.add_argument
     add(
         "--device",
@@ -183,6 +187,41 @@ def _add_bench_arguments(parser: ArgumentParser) -> None:
             help=f"the file to write: {kind} (default: %(default)s)",
         )
     add("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown")
+
+
+def _add_tune_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_shape(add)
+    add("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="the least that calls must deliver, for float32 (default: %(default)s)",
+    )
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        default=CHANNELS_LAST,
+        help="of the arrays (default: %(default)s)",
+    )
+    add(
+        "--rounds",
+        type=_whole(1, 1000),
+        default=DEFAULT_ROUNDS,
+        help="measurements of each tile (default: %(default)s)",
+    )
+    add("--clear", action="store_true", help="remove what is stored, and measure nothing")
+
+
+def _add_shape(add: Callable[..., object]) -> None:
+    add(
+        "--shape",
+        type=_shape,
+        action="append",
+        metavar="C/C',HxW[,N]",
+        help="channels of v, of q and k, height, width, images; may be repeated",
+    )
 
 
 def _shape(text: str) -> Shape:

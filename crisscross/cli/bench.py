@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +12,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from crisscross.bench.process import count_usable_cpus
 from crisscross.bench.records import CaseRecord, Report
-from crisscross.bench.run import OnStep, run_bench
+from crisscross.bench.run import run_bench
 from crisscross.bench.settings import DEFAULT_ROUNDS, QUICK_ROUNDS, Settings
 from crisscross.bench.shapes import (
     CHANNELS_FIRST,
@@ -36,7 +35,7 @@ from crisscross.cli.bench_tables import (
 )
 from crisscross.cli.errors import CommandError
 from crisscross.cli.files import replace_when_done
-from crisscross.cli.progress import make_progress
+from crisscross.cli.progress import show_steps
 
 __all__ = ["run"]
 
@@ -64,7 +63,7 @@ def run(arguments: Namespace) -> None:
             markdown = stack.enter_context(replace_when_done(arguments.markdown, ".md"))
         try:
             # The exact results are products of strips, too small for several threads.
-            with _progress() as on_step, threadpool_limits(1, "blas"):
+            with show_steps() as on_step, threadpool_limits(1, "blas"):
                 report = run_bench(settings, on_step)
         except BenchError as error:
             raise CommandError(str(error)) from error
@@ -98,19 +97,6 @@ def _choose_settings(arguments: Namespace) -> Settings:
         seed=arguments.seed,
         command=shlex.join(["crisscross", "bench", *arguments.given]),
     )
-
-
-@contextmanager
-def _progress() -> Iterator[OnStep]:
-    """Show a bar on a terminal's stderr, and nothing elsewhere."""
-    # Redrawn at each step only: a thread that draws would take time from what is measured.
-    with make_progress(auto_refresh=False) as progress:
-        task = progress.add_task("")
-
-        def on_step(done: int, total: int, text: str) -> None:
-            progress.update(task, completed=done, total=total, description=text, refresh=True)
-
-        yield on_step
 
 
 def _print(report: Report) -> None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from crisscross.dispatch import Make
 from crisscross.gpu.backend import GpuBackend
 from crisscross.gpu.plan import describe_plan, name_precision
+
+if TYPE_CHECKING:
+    from crisscross.gpu.cupy_trials import CupyTrials
 
 __all__ = [
     "GpuBackend",
@@ -22,6 +26,7 @@ __all__ = [
     "find_unavailability",
     "name_precision",
     "open_device",
+    "open_trials",
 ]
 
 _CUPY_DISTRIBUTIONS = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
@@ -121,3 +126,12 @@ def open_device(device: str, stream: int | None, make: Make | None) -> Iterator[
 
     with open_engine(find_index(device), stream, make) as engine:
         yield GpuBackend(engine)
+
+
+@contextmanager
+def open_trials(device: str) -> Iterator[CupyTrials]:
+    """Open a device to try tiles on, until the block is left."""
+    from crisscross.gpu import cupy_trials
+
+    with cupy_trials.open_trials(find_index(device)) as opened:
+        yield opened

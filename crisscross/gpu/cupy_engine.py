@@ -15,6 +15,7 @@ import numpy as np
 from crisscross.dispatch import Held, Make
 from crisscross.errors import BackendError
 from crisscross.gpu.cupy_arrays import make_array
+from crisscross.gpu.tuned import find_choices
 from crisscross.kernels.engine import Limits
 
 MISSING_HEADERS = (
@@ -102,14 +103,21 @@ class _ForeignStream:
 
 @cache
 def find_limits(index: int) -> Limits:
-    """Ask a device what it has."""
+    """Ask a device what it has, and look up what was measured on it; once in a process."""
     attributes = cupy.cuda.Device(index).attributes
+    architecture = 10 * attributes["ComputeCapabilityMajor"] + attributes["ComputeCapabilityMinor"]
     return Limits(
-        architecture=10 * attributes["ComputeCapabilityMajor"]
-        + attributes["ComputeCapabilityMinor"],
+        architecture=architecture,
         shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
         cache_bytes=attributes["L2CacheSize"],
+        measured=find_choices(name_device(index), architecture),
     )
+
+
+def name_device(index: int) -> str:
+    """Return the name that a device has of its maker."""
+    name: bytes = cupy.cuda.runtime.getDeviceProperties(index)["name"]
+    return name.decode()
 
 
 @cache

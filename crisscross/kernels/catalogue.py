@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from crisscross.kernels import ccnet
+from crisscross.kernels.candidates import list_rows
 from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.layout import configure_copy
 from crisscross.kernels.merge import configure_merge
@@ -31,13 +32,13 @@ def list_targets(dtype: str) -> tuple[str, ...]:
 
 
 def _list_strips(arithmetic: str) -> Iterator[Configuration]:
-    for row in TABLES["forward"][arithmetic]:
+    for row in list_rows("forward", arithmetic):
         for is_aligned, is_across in product((True, False), repeat=2):
             yield configure_forward(
                 arithmetic, row.tile, is_aligned=is_aligned, is_across=is_across
             )
     targets = list_targets(find_dtype(arithmetic))
-    for row in TABLES["backward"][arithmetic]:
+    for row in list_rows("backward", arithmetic):
         for target, is_aligned, adds in product(targets, (True, False), (False, True)):
             yield from configure_backward(
                 arithmetic, row.tile, partial_dtype=target, is_aligned=is_aligned, adds=adds

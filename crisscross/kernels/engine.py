@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from crisscross.dispatch import Held
+from crisscross.kernels.choices import Choices
 
 #: Of every architecture since 2012.
 LARGEST_GRID = 2**31 - 1
@@ -15,7 +16,7 @@ LARGEST_GRID = 2**31 - 1
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device has.
+    """What a device has, and what is known of it.
 
     Attributes
     ----------
@@ -27,12 +28,15 @@ class Limits:
         Of the L2 cache.
     grid
         Blocks of one launch.
+    measured
+        Tiles that were measured on it to be faster than those of the tables; None if none were.
     """
 
     architecture: int
     shared_bytes: int
     cache_bytes: int
     grid: int = LARGEST_GRID
+    measured: Choices | None = None
 
 
 class Engine(Protocol):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from crisscross.kernels.candidates import list_rows
 from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.engine import Limits
-from crisscross.kernels.tables import TABLES, TERMS, Direction, Strip, find_dtype
+from crisscross.kernels.tables import TABLES, TERMS, Direction, Row, Strip, find_dtype
 from crisscross.kernels.tiles import (
     FmaTile,
     MmaBackwardStreamTile,
@@ -20,7 +21,7 @@ from crisscross.problem import AttentionProblem
 
 @dataclass(frozen=True)
 class Selection:
-    """A row of the table, and why it and none before it."""
+    """A tile, and why: a row of the table and none before it, or a measurement."""
 
     tile: Tile
     reason: str
@@ -28,7 +29,38 @@ class Selection:
 
 @cache
 def select(direction: Direction, strip: Strip, limits: Limits) -> Selection:
-    """Select the tile for strips on a device."""
+    """Select the tile for strips on a device: one that was measured there, or the table's own."""
+    measured = limits.measured
+    choice = None if measured is None else measured.tiles.get((direction, strip))
+    if measured is None or choice is None:
+        return _select_from_table(direction, strip, limits)
+    if all(row.tile != choice.tile for row in list_fitting(direction, strip, limits)):
+        return _select_from_table(direction, strip, limits)
+    return Selection(
+        choice.tile,
+        f"measured on {measured.device}: {1e3 * choice.seconds:.3g} ms against "
+        f"{1e3 * choice.table_seconds:.3g} ms of the table's own",
+    )
+
+
+def list_fitting(direction: Direction, strip: Strip, limits: Limits) -> list[Row]:
+    """List the rows that are for a strip and fit a device: first the table's own choice.
+
+    Where float32 is rounded to be multiplied by tensor cores, forward and backward are to round
+    alike, whatever is chosen for either: what computes otherwise than the table's own is left out.
+    """
+    rows = [
+        row
+        for row in list_rows(direction, strip.arithmetic)
+        if row.is_for(strip) and _find_objection(row.tile, strip, limits) is None
+    ]
+    if strip.arithmetic in TERMS:
+        on_tensor_cores = not isinstance(rows[0].tile, FmaTile)
+        rows = [row for row in rows if isinstance(row.tile, FmaTile) != on_tensor_cores]
+    return rows
+
+
+def _select_from_table(direction: Direction, strip: Strip, limits: Limits) -> Selection:
     passed: list[str] = []
     for row in TABLES[direction][strip.arithmetic]:
         if not row.is_for(strip):

@@ -27,13 +27,14 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--help"], ["bench", "demo", "doctor", "--version"]),
+        (["--help"], ["bench", "demo", "doctor", "tune", "--version"]),
         (["demo", "--help"], ["--out", "--sigma", "--seed", "--patch", "--mark", "--max-side"]),
         (
             ["bench", "--help"],
             ["--quick", "--shape", "--dtype", "--rounds", "--threads", "--peers"],
         ),
         (["bench", "--help"], ["--only", "--seed", "--json", "--plot", "--markdown"]),
+        (["tune", "--help"], ["--shape", "--dtype", "--precision", "--layout", "--clear"]),
         (["doctor", "--help"], ["usage: crisscross doctor"]),
     ],
 )

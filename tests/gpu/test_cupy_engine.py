@@ -109,6 +109,9 @@ def stand_ins(request, monkeypatch):
     monkeypatch.setattr(cupy_engine, "_kept", deque())
     monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: Stream(100 + Device.current))
     monkeypatch.setattr(cupy.cuda.runtime, "getDevice", lambda: Device.current)
+    monkeypatch.setattr(
+        cupy.cuda.runtime, "getDeviceProperties", lambda index: {"name": b"Device %d" % index}
+    )
     Device.current = Stream.current = 0
     Stream.log.clear()
     RawKernel.made.clear()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import random
 import re
+import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cupy._core import core
@@ -20,7 +24,7 @@ from crisscross.gpu.cupy_engine import OPTIONS
 from crisscross.kernels.catalogue import all_configurations
 from crisscross.kernels.configuration import Configuration
 from crisscross.kernels.engine import Limits
-from crisscross.kernels.select import select
+from crisscross.kernels.select import list_fitting
 from crisscross.kernels.source import read_source
 from crisscross.kernels.tables import TABLES, Strip, find_dtype
 from crisscross.kernels.tiles import (
@@ -29,14 +33,14 @@ from crisscross.kernels.tiles import (
     MmaForwardTile,
     MmaStreamTile,
 )
-from tests.kernels.sweep import sample
+from tests.kernels.sweep import FULL, sample
 
 #: Shared memory that a block may have, by architecture.
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 #: Of a multiprocessor: what all threads of a block have together.
 REGISTERS = 65536
-#: Registers of a thread, by configuration and architecture; the NVRTC that counted them; how many
-#: more there may be.
+#: Registers of a thread, by configuration and architecture, and the digest of the text that they are
+#: "of"; the NVRTC that counted them; how many more there may be.
 COUNTED = Path(__file__).with_name("registers.json")
 COUNTED_WITH = (12, 9)
 SPARE = 8
@@ -90,13 +94,34 @@ def fits(configuration: Configuration, architecture: int) -> bool:
     )
 
 
-PAIRS = [
-    (configuration, architecture)
-    for configuration in all_configurations()
-    for architecture in sample(list(SHARED_BYTES), 1, str(configuration))
-    if fits(configuration, architecture)
-]
-PAIRS = sample(PAIRS, 24, "nvrtc")
+def digest(configuration: Configuration) -> str:
+    """Tell apart the texts that compilers see, whatever their comments and line ends are.
+
+    What NVRTC makes of one is always the same.
+    """
+    text = re.sub(r"^#include.*$", "", read_source(configuration.source), flags=re.M)
+    command = ["g++", "-E", "-P", "-x", "c++", "-D__CUDA_ARCH__=900", *configuration.options, "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    return hashlib.sha256(done.stdout.encode()).hexdigest()[:16]
+
+
+def list_pairs() -> list[tuple[Configuration, int]]:
+    """List what to compile: a sample, and in a full sweep all that changed since it was counted."""
+    pairs = [
+        (configuration, architecture)
+        for configuration in all_configurations()
+        for architecture in SHARED_BYTES
+        if fits(configuration, architecture)
+    ]
+    chosen = random.Random(0).sample(pairs, 24)
+    if not FULL:
+        return chosen
+    counted = json.loads(COUNTED.read_text())
+    changed = {c for c in all_configurations() if counted.get(str(c), {}).get("of") != digest(c)}
+    return list(dict.fromkeys([*chosen, *(pair for pair in pairs if pair[0] in changed)]))
+
+
+PAIRS = list_pairs()
 
 
 @pytest.mark.parametrize(
@@ -168,18 +193,18 @@ def test_products_on_tensor_cores(configuration):
     assert ("cp.async.cg.shared.global" in text) == configuration.is_aligned
 
 
-def test_what_a_device_has_no_room_for_is_not_selected():
+def test_what_a_device_has_no_room_for_is_neither_selected_nor_tried():
     for architecture, shared_bytes in SHARED_BYTES.items():
         limits = Limits(architecture, shared_bytes, cache_bytes=0)
         for direction, table in TABLES.items():
             for strip in product(table, range(1, 200, 3), (64, 500), (64, 512), (True, False)):
-                tile = select(direction, Strip(*strip), limits).tile
                 dtype = find_dtype(strip[0])
-                needed = tile.count_shared_bytes(dtype)
-                if isinstance(tile, MmaForwardTile):
-                    needed += tile.count_across_bytes(dtype)
-                assert needed <= shared_bytes
-                assert tile.architecture <= architecture
+                for row in list_fitting(direction, Strip(*strip), limits):
+                    needed = row.tile.count_shared_bytes(dtype)
+                    if isinstance(row.tile, MmaForwardTile):
+                        needed += row.tile.count_across_bytes(dtype)
+                    assert needed <= shared_bytes
+                    assert row.tile.architecture <= architecture
 
 
 def test_what_nvrtc_does_not_take_is_seen():
@@ -192,7 +217,8 @@ def test_what_nvrtc_does_not_take_is_seen():
 def test_the_counts_are_of_the_configurations_there_are():
     counted = json.loads(COUNTED.read_text())
     assert {
-        name: {int(architecture) for architecture in counts} for name, counts in counted.items()
+        name: {int(architecture) for architecture in counts if architecture != "of"}
+        for name, counts in counted.items()
     } == {
         str(configuration): {a for a in SHARED_BYTES if fits(configuration, a)}
         for configuration in all_configurations()
@@ -200,25 +226,30 @@ def test_the_counts_are_of_the_configurations_there_are():
 
 
 def count_registers(*filters: str) -> None:
-    """Count them anew: ``python -m tests.kernels.test_nvrtc [FILTER...]``.
+    """Count anew what has changed: ``python -m tests.kernels.test_nvrtc [FILTER...]``.
 
-    Of configurations whose names contain none of the filters the counts are kept.
+    And configurations whose names contain one of the filters. What spills is told, and not counted.
     """
-    kept: dict[str, dict[str, int]] = json.loads(COUNTED.read_text()) if filters else {}
-    counted: dict[str, dict[str, int]] = {}
+    kept: dict[str, dict[str, Any]] = json.loads(COUNTED.read_text())
+    counted: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(2) as pool:
         running: dict[tuple[str, int], Future[Resources]] = {}
         for configuration in all_configurations():
-            name = str(configuration)
+            name, text = str(configuration), digest(configuration)
             counted[name] = kept.get(name, {})
-            if name not in kept or any(each in name for each in filters):
+            if counted[name].get("of") != text or any(each in name for each in filters):
+                counted[name] = {"of": text}
                 running |= {
                     (name, architecture): pool.submit(compile_for, configuration, architecture)
                     for architecture in SHARED_BYTES
                     if fits(configuration, architecture)
                 }
         for (name, architecture), future in running.items():
-            counted[name][str(architecture)] = future.result().registers
+            found = future.result()
+            if found.spilled_bytes:
+                print(f"sm_{architecture}: {found.spilled_bytes} bytes spill: {name}")
+                counted[name]["of"] = None
+            counted[name][str(architecture)] = found.registers
     lines = [f"{json.dumps(name)}: {json.dumps(counts)}" for name, counts in counted.items()]
     COUNTED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from crisscross.kernels.candidates import list_rows
 from crisscross.kernels.tables import DIRECTIONS, TABLES, TERMS
 from crisscross.kernels.tiles import FmaTile, MmaBackwardStreamTile, MmaStreamTile
 from crisscross.testing import assert_matches_reference, make_case
@@ -25,8 +26,8 @@ TILES = [
         direction, arithmetic, row.tile, id=f"{direction}-{arithmetic}-{row.tile}".replace(" ", "-")
     )
     for direction in DIRECTIONS
-    for arithmetic, rows in TABLES[direction].items()
-    for row in rows
+    for arithmetic in TABLES[direction]
+    for row in list_rows(direction, arithmetic)
     if arithmetic not in TERMS or not isinstance(row.tile, FmaTile)  # or it is float32's
 ]
 

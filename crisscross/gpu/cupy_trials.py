@@ -1,0 +1,77 @@
+"""The device that tiles are tried on, by CuPy: arrays to and fro, and a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cupy
+import numpy as np
+
+from crisscross.bridge import name_dtype
+from crisscross.bridge.capsule import numpy_bfloat16
+from crisscross.dispatch import Held
+from crisscross.gpu.cupy_engine import CupyEngine, name_device, open_engine
+from crisscross.view import View, find_strides
+
+
+class CupyTrials:
+    """A device on a stream of its own, current while it is open.
+
+    Attributes
+    ----------
+    name
+        The device's.
+    engine
+        What kernels are launched on.
+    """
+
+    def __init__(self, name: str, engine: CupyEngine, stream: Any) -> None:
+        self.name = name
+        self.engine = engine
+        self._stream = stream
+
+    def put(self, array: np.ndarray) -> Held:
+        """Copy an array in C order to the device."""
+        memory = cupy.asarray(array.reshape(-1).view(np.uint8))
+        view = View(
+            memory.data.ptr, array.shape, find_strides(array.shape), name_dtype(array.dtype)
+        )
+        return Held(view, memory)
+
+    def get(self, held: Held) -> np.ndarray:
+        """Copy back an array that was put there."""
+        dtype = held.view.dtype
+        numpy_dtype = numpy_bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
+        copied: np.ndarray = held.owner.get().view(numpy_dtype).reshape(held.view.shape)
+        return copied
+
+    def time(self, row: Callable[[], None]) -> float:
+        """Return the seconds that the device takes for what `row` launches.
+
+        It is captured as a graph: kernels of some microseconds are shorter than it takes Python to
+        launch them, and the time would be Python's. The graph runs once before, to warm up.
+        """
+        self._stream.begin_capture()
+        try:
+            row()
+        finally:
+            graph = self._stream.end_capture()
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        graph.launch(self._stream)
+        start.record(self._stream)
+        graph.launch(self._stream)
+        end.record(self._stream)
+        end.synchronize()
+        milliseconds: float = cupy.cuda.get_elapsed_time(start, end)
+        return milliseconds / 1e3
+
+
+@contextmanager
+def open_trials(index: int) -> Iterator[CupyTrials]:
+    """Open a device to try tiles on."""
+    with cupy.cuda.Device(index):
+        stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
+        with open_engine(index, stream.ptr, None) as engine:
+            yield CupyTrials(name_device(index), engine, stream)
