@@ -39,7 +39,7 @@ from tests.kernels.sweep import FULL, sample
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 #: Of a multiprocessor: what all threads of a block have together.
 REGISTERS = 65536
-#: Registers of a thread, by configuration and architecture, and the digest of the text they are "of";
+#: Registers of a thread, by configuration and architecture, and the digest of the text they are of;
 #: the NVRTC that counted them; how many more there may be.
 COUNTED = Path(__file__).with_name("registers.json")
 COUNTED_WITH = (12, 9)
