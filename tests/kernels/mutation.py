@@ -1,6 +1,6 @@
 """Which checks and barriers of the CUDA sources could go without any test noticing.
 
-    python -m tests.kernels.mutation [--list] [--jobs N] [FILTER...]
+    python -m tests.kernels.mutation [--list] [--jobs N] [--sample N] [FILTER...]
 
 run from the repository's root, takes away, one at a time, every barrier, every commit of and wait
 for ``cp.async`` and every bounds check of the sources (those whose file, line and text contain one
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import resource
 import signal
@@ -379,6 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("filters", nargs="*", metavar="FILTER", help="a part of FILE:LINE: TEXT")
     parser.add_argument("--list", action="store_true", help="only list what would be taken away")
+    parser.add_argument("--sample", type=int, help="try so many, others whenever sources change")
     parser.add_argument("--jobs", type=int, default=2, help="mutants that are tried at a time")
     options = parser.parse_args(arguments)
     sources = read_sources()
@@ -387,6 +389,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for mutant in list_mutants(sources)
         if not options.filters or any(each in str(mutant) for each in options.filters)
     ]
+    if options.sample is not None and options.sample < len(mutants):
+        mutants = random.Random("".join(sources.values())).sample(mutants, options.sample)
     if not mutants or options.jobs < 1:
         parser.error("no mutant fits the filters" if options.jobs > 0 else "--jobs: at least 1")
     if options.list:

@@ -176,3 +176,17 @@ def test_the_command(monkeypatch, capsys, survives):
 def test_the_list(capsys):
     assert mutation.main(["--list", "from_port_layout.cu"]) == 0
     assert str(BARRIER) in capsys.readouterr().out.splitlines()
+
+
+def test_a_sample_changes_with_the_sources(capsys, monkeypatch):
+    def draw():
+        mutation.main(["--list", "--sample", "5"])
+        return capsys.readouterr().out.splitlines()
+
+    drawn = draw()
+    assert len(set(drawn)) == 5 and drawn == draw()
+    everything = set(map(str, list_mutants(SOURCES)))
+    assert everything >= set(drawn)
+    changed = {name: text + "// changed" for name, text in SOURCES.items()}
+    monkeypatch.setattr(mutation, "read_sources", lambda: changed)
+    assert set(drawn) != set(draw()) <= everything
