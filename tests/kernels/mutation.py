@@ -155,7 +155,7 @@ _BARRIER = re.compile(
 # What is made of `is_inside` stands for it: functions that return it, and constants.
 _PREDICATE = re.compile(r"\bbool (\w+)\([^()]*\)(?: const)? \{\s*return [^;]*is_inside\(")
 _CONSTANT = re.compile(r"\bconst bool (\w+) =[^;]*(?:is_inside\(|_there\b)[^;]*;")
-_FLAG = re.compile(r"(?:\b\w+\.)?\b\w*(?:is|are)_there\b")
+_FLAG = re.compile(r"(?:\b\w+(?:\[[^\[\]]*\])?\.)*\b\w*(?:is|are)_there\b")
 _FLAG_DECLARED = re.compile(r"\bbool\*? (?:\w+\[\w+\], )*$")
 # A comparison that is but a part of a condition, and no loop's.
 _COMPARISON = re.compile(r"(?<![\w.+*-] )(?<![\w.])[\w.]+(?: \+ \w+)* <=? [\w.]+(?=\s+(?:&&|\?))")
