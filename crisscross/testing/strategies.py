@@ -31,6 +31,7 @@ def attention_problems(
     batches: Sequence[int] = (1, 2, 0),
     channel_axes: Sequence[int] = (1, -1),
     masked: Sequence[bool] = (False, True),
+    precisions: Sequence[str] = ("ieee",),
     axial: bool = False,
     max_positions: int = 40,
 ) -> AttentionProblem:
@@ -38,7 +39,7 @@ def attention_problems(
 
     Parameters
     ----------
-    dtypes, spatial_ndims, batches, channel_axes, masked
+    dtypes, spatial_ndims, batches, channel_axes, masked, precisions
         What to choose from; Hypothesis shrinks to the first of each.
     axial
         False: any subset of the axes, self included. True: one axis, self included or not.
@@ -64,7 +65,7 @@ def attention_problems(
         scale=draw(st.sampled_from(_SCALES)),
         channel_axis=draw(st.sampled_from(channel_axes)),
         dtype=draw(st.sampled_from(dtypes)),
-        precision="ieee",
+        precision=draw(st.sampled_from(precisions)),
         masked=draw(st.sampled_from(masked)),
     )
 

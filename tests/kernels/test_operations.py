@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from crisscross.problem import COMPUTE_DTYPES
+from crisscross.problem import COMPUTE_DTYPES, PRECISIONS
 from crisscross.testing import assert_matches_reference, attention_cases, attention_problems
 from tests.ops.test_laws import (  # noqa: F401
     test_a_wild_image_does_not_change_its_neighbour,
@@ -67,7 +67,7 @@ def cpu_path(device):
 
 @pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
 def test_criss_cross(dtype):
-    @law(attention_cases(attention_problems(dtypes=(dtype,))))
+    @law(attention_cases(attention_problems(dtypes=(dtype,), precisions=PRECISIONS)))
     def criss_cross_matches_reference(case):
         assert_matches_reference(case, **run_whole(case))
 
@@ -76,7 +76,7 @@ def test_criss_cross(dtype):
 
 @pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
 def test_axial(dtype):
-    @law(attention_cases(attention_problems(dtypes=(dtype,), axial=True)))
+    @law(attention_cases(attention_problems(dtypes=(dtype,), precisions=PRECISIONS, axial=True)))
     def axial_matches_reference(case):
         assert_matches_reference(case, **run_axial(case))
 

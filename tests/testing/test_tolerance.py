@@ -11,7 +11,7 @@ from hypothesis import find, settings
 from hypothesis import strategies as st
 
 import crisscross
-from crisscross.problem import COMPUTE_DTYPES
+from crisscross.problem import COMPUTE_DTYPES, PRECISIONS
 from crisscross.testing import (
     LAYOUTS,
     assert_matches_reference,
@@ -96,10 +96,13 @@ def test_the_evaluations_take_sums_in_other_orders(monkeypatch):
         assert (first[name] != second[name]).any(), name
 
 
-@law(attention_cases() | attention_cases(attention_problems(axial=True)))
+@law(
+    attention_cases(attention_problems(precisions=PRECISIONS))
+    | attention_cases(attention_problems(axial=True))
+)
 def test_the_message_makes_the_case_again(case):
     again = eval(repr(case), {"make_case": make_case})
-    assert dataclasses.replace(again.problem, precision="ieee") == case.problem
+    assert again.problem == case.problem
     for name in ("q", "k", "v", "dout", "dlse", "key_mask"):
         mine, theirs = getattr(case, name), getattr(again, name)
         if mine is None or theirs is None:
@@ -283,6 +286,18 @@ def test_axial_problems_leave_self_out_too():
             settings=quick,
         )
         assert len(found.axes) == 1
+
+
+def test_precisions_are_drawn_if_asked_for():
+    quick = settings(max_examples=500, database=None, derandomize=True)
+    for precision in PRECISIONS:
+        problems = attention_problems(dtypes=("float32",), precisions=PRECISIONS)
+        case = find(
+            attention_cases(problems),
+            lambda case, wanted=precision: case.problem.precision == wanted,
+            settings=quick,
+        )
+        assert case.options["precision"] == precision
 
 
 def test_outliers_stand_out():
