@@ -67,7 +67,8 @@ def _prepare(inputs: Inputs, layout: str) -> Calls:
             for name, array in results.items()
         }
 
-    return Calls(forward, forward_backward, to_numpy, wait)
+    told = crisscross.explain(q, k, v, channel_axis=channel_axis)
+    return Calls(forward, forward_backward, to_numpy, wait, told.algorithm)
 
 
 def _keep(given: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from crisscross.bench.process import WorkerError, count_usable_cpus
 from crisscross.bench.ratios import pair, summarise
 from crisscross.bench.records import CaseRecord, Gpu, PassRecord, Row
 from crisscross.bench.settings import Settings
-from crisscross.bench.shapes import FORWARD, Shape, count_sets, find_floor
+from crisscross.bench.shapes import CUDA, FORWARD, Shape, count_sets, find_floor
 from crisscross.bench.team import Team
 from crisscross.testing import AttentionCase
 
@@ -35,6 +36,10 @@ __all__ = ["Case"]
 
 #: A measurement repeats its call until this much time has passed.
 _FILL_SECONDS = 0.06
+
+
+class _RefusalError(WorkerError):
+    """The worker has answered, and yet a pass gets no number; the message says why."""
 
 
 @dataclass
@@ -59,10 +64,7 @@ class _Entry:
     function: str
     ours: bool
     passes: dict[str, _Draft]
-
-    def refuse(self, reason: str) -> None:
-        for draft in self.passes.values():
-            draft.reason = draft.reason or reason
+    algorithm: str | None = None
 
 
 class Case:
@@ -103,92 +105,128 @@ class Case:
         # Ours first, in the table too.
         self.entries.sort(key=lambda entry: not entry.ours)
         self.sets = count_sets(shape, settings.dtype, gpu.cache_bytes) if gpu else 1
+        self.expecting: Future[Expectation] = Future()
+        self.folder, self.dtypes = Path(), dict[str, str]()
+        # What the process of a file holds: its forms, and the passes of each that were judged.
+        self.ready: dict[Path, dict[str, set[str]]] = {}
         self.rates: dict[str, list[float]] = {}
         self.floor_reason: str | None = None
         self.watched, self.foreign = 0.0, 0.0
 
     def run(self) -> CaseRecord:
         """Check and measure; what fails has its reason in the record."""
+        self.step(f"{self.shape}: holding all forms to the oracle")
         with tempfile.TemporaryDirectory(prefix="crisscross-") as name:
-            folder = Path(name)
-            self.step(f"{self.shape}: holding all forms to the oracle")
+            self.folder = Path(name)
             case = make_arrays(self.shape, self.settings.dtype, self.settings.seed)
-            source = self._check(case, folder)
-        for entry in self.entries:
-            self.step(f"{self.shape}: memory of {entry.form}")
-            self._measure_memory(entry)
-        for name in self.entries[0].passes:
-            self._time(name)
-        return self._record(source)
+            given = {name: getattr(case, name) for name in ("q", "k", "v", "dout")}
+            self.dtypes = write_arrays(self.folder, given)
+            self._check(case)
+            for entry in self.entries:
+                self.step(f"{self.shape}: memory of {entry.form}")
+                self._measure_memory(entry)
+            for name in self.entries[0].passes:
+                self._time(name)
+        return self._record()
 
-    def _check(self, case: AttentionCase, folder: Path) -> str:
-        """Compile, compute and judge, all side by side: nothing is timed yet."""
-        given = {name: getattr(case, name) for name in ("q", "k", "v", "dout")}
-        dtypes = write_arrays(folder, given)
-        expecting: Future[Expectation] = Future()
-        with ThreadPoolExecutor(count_usable_cpus()) as pool:
+    def _check(self, case: AttentionCase) -> None:
+        """Compile, compute and judge: side by side, for nothing is timed yet.
+
+        On a GPU one process at a time: compilers choose there by timing. What the results are to be
+        is computed meanwhile, on the CPU.
+        """
+        side_by_side = 1 if self.settings.device == CUDA else count_usable_cpus()
+        with ThreadPoolExecutor(side_by_side) as pool:
             try:
-                checking = [
-                    pool.submit(self._check_file, path, folder, dtypes, expecting)
-                    for path in self.team.forms
-                ]
-                expecting.set_result(expect(case, self.shape))
+                checking = [pool.submit(self._check_file, path) for path in self.team.forms]
+                self.expecting.set_result(expect(case, self.shape))
                 for future in checking:
                     future.result()
             except BaseException:
                 # Or the pool would wait for answers that nobody needs.
-                expecting.cancel()
+                self.expecting.cancel()
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.team.kill()
                 raise
-        return expecting.result().source
 
-    def _check_file(
-        self, path: Path, folder: Path, dtypes: dict[str, str], expecting: Future[Expectation]
-    ) -> None:
-        entries = [entry for entry in self.entries if entry.path == path]
+    def _check_file(self, path: Path) -> None:
+        for entry in self.entries:
+            for name, draft in entry.passes.items():
+                if entry.path == path:
+                    try:
+                        self._make_ready(entry, name)
+                    except WorkerError as error:
+                        draft.reason = str(error)
+
+    def _make_ready(self, entry: _Entry, name: str) -> None:
+        """Have a pass prepared and judged by the process that is to run it, which may be a new one.
+
+        Raises
+        ------
+        WorkerError
+            If the pass gets no number; says why.
+        """
+        path, form = entry.path, entry.form
+        self._revive(path)
+        if path not in self.ready:
+            self._open(path)
+        forms = self.ready[path]
+        if form not in forms:
+            answer = self._ask(path, "prepare", form=form)
+            if "not_served" in answer:
+                raise _RefusalError(answer["not_served"])
+            entry.algorithm = answer.get("algorithm")
+            forms[form] = set()
+        if name not in forms[form]:
+            self._judge(entry, name)
+            forms[form].add(name)
+
+    def _revive(self, path: Path) -> None:
+        """Start a process again that has ended; the new one holds nothing."""
+        if not self.team.workers[path].alive:
+            self.ready.pop(path, None)
+            self.team.restart(path)
+
+    def _open(self, path: Path) -> None:
+        self._ask(
+            path,
+            "open",
+            folder=str(self.folder),
+            dtypes=self.dtypes,
+            device=self.settings.device,
+            layout=self.settings.layout,
+            sets=self.sets,
+        )
+        self.ready[path] = {}
+
+    def _ask(self, path: Path, do: str, **request: Any) -> dict[str, Any]:
+        """Ask a worker; on a GPU it is ended if that fails.
+
+        A fault of a GPU stays with the process, and whatever it does next fails too.
+        """
+        worker = self.team.workers[path]
         try:
-            self.team.revive(path)
-            self.team.workers[path].ask(
-                "open",
-                folder=str(folder),
-                dtypes=dtypes,
-                device=self.settings.device,
-                layout=self.settings.layout,
-                sets=self.sets,
-            )
-        except WorkerError as error:
-            for entry in entries:
-                entry.refuse(str(error))
-            return
-        for entry in entries:
-            self._check_form(entry, folder, expecting)
+            return worker.ask(do, **request)
+        except WorkerError:
+            if self.settings.device == CUDA:
+                worker.kill()
+            raise
 
-    def _check_form(self, entry: _Entry, folder: Path, expecting: Future[Expectation]) -> None:
-        worker = self.team.workers[entry.path]
-        try:
-            answer = worker.ask("prepare", form=entry.form)
-        except WorkerError as error:
-            answer = {"not_served": str(error)}
-        if "not_served" in answer:
-            entry.refuse(answer["not_served"])
-            return
-        for name, draft in entry.passes.items():
-            place = Path(tempfile.mkdtemp(dir=folder))
-            try:
-                answer = worker.ask("compute", form=entry.form, name=name, folder=str(place))
-            except WorkerError as error:
-                draft.reason = str(error)
-                continue
-            results = read_arrays(place, answer["dtypes"])
-            verdict = self._judge(entry, name, results, expecting.result())
-            draft.errors = {
-                output: error if math.isfinite(error) else None
-                for output, error in verdict.errors.items()
-            }
-            draft.reason = verdict.reason
+    def _judge(self, entry: _Entry, name: str) -> None:
+        """Compute a pass, which also compiles it, and hold it to the oracle."""
+        # Results may be gigabytes: they are gone as soon as they have been read.
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            answer = self._ask(entry.path, "compute", form=entry.form, name=name, folder=place)
+            results = read_arrays(Path(place), answer["dtypes"])
+        verdict = self._compare(entry, name, results, self.expecting.result())
+        entry.passes[name].errors = {
+            output: error if math.isfinite(error) else None
+            for output, error in verdict.errors.items()
+        }
+        if verdict.reason is not None:
+            raise _RefusalError(verdict.reason)
 
-    def _judge(
+    def _compare(
         self, entry: _Entry, name: str, results: dict[str, np.ndarray], expectation: Expectation
     ) -> Verdict:
         if entry.function == DENSE:
@@ -197,18 +235,23 @@ class Case:
         names |= {"lse"} if entry.ours else set()
         return judge(expectation, results, names, ours=entry.ours)
 
+    def _measure(self, entry: _Entry, name: str, do: str, **request: Any) -> dict[str, Any] | None:
+        """Ask for something of a pass; None if it fails, and the draft has the reason."""
+        try:
+            self._make_ready(entry, name)
+            return self._ask(entry.path, do, form=entry.form, name=name, **request)
+        except WorkerError as error:
+            entry.passes[name].reason = str(error)
+            return None
+
     def _measure_memory(self, entry: _Entry) -> None:
-        worker = self.team.workers[entry.path]
         for name, draft in entry.passes.items():
             if draft.reason is not None:
                 continue
-            try:
-                found = worker.ask("measure_memory", form=entry.form, name=name)
-            except WorkerError as error:
-                draft.reason = str(error)
-                continue
-            draft.extra_bytes = found.get("bytes")
-            draft.memory_reason = found.get("unknown")
+            found = self._measure(entry, name, "measure_memory")
+            if found is not None:
+                draft.extra_bytes = found.get("bytes")
+                draft.memory_reason = found.get("unknown")
 
     def _time(self, name: str) -> None:
         order = random.Random(f"{self.settings.seed} {self.shape} {name}")
@@ -229,12 +272,8 @@ class Case:
 
     def _time_entry(self, entry: _Entry, name: str) -> None:
         draft = entry.passes[name]
-        try:
-            answer = self.team.workers[entry.path].ask(
-                "time", form=entry.form, name=name, seconds=_FILL_SECONDS
-            )
-        except WorkerError as error:
-            draft.reason = str(error)
+        answer = self._measure(entry, name, "time", seconds=_FILL_SECONDS)
+        if answer is None:
             return
         draft.seconds.append(answer["seconds"])
         if "latency" in answer:
@@ -246,9 +285,13 @@ class Case:
 
     def _time_yardsticks(self) -> None:
         """The floor is what a matmul and, on a GPU, a copy do in this run."""
-        settings = self.settings
+        if self.floor_reason is not None:
+            return
+        settings, home = self.settings, self.team.home
         try:
-            rates = self.team.workers[self.team.home].ask(
+            self._revive(home)
+            rates = self._ask(
+                home,
                 "time_yardsticks",
                 device=settings.device,
                 dtype=settings.dtype,
@@ -260,7 +303,7 @@ class Case:
         for name, rate in rates.items():
             self.rates.setdefault(name, []).append(rate)
 
-    def _record(self, source: str) -> CaseRecord:
+    def _record(self) -> CaseRecord:
         rates = {name: summarise(found).median for name, found in self.rates.items()}
         matmul_rate, copy_rate = rates.get("matmul"), rates.get("copy")
         floors = {}
@@ -278,6 +321,7 @@ class Case:
                     name: self._record_pass(draft, reference.passes[name], floors.get(name))
                     for name, draft in entry.passes.items()
                 },
+                entry.algorithm,
             )
             for entry in self.entries
         )
@@ -285,7 +329,7 @@ class Case:
         share = max(0.0, self.foreign / available) if available else None
         return CaseRecord(
             shape=self.shape,
-            oracle=source,
+            oracle=self.expecting.result().source,
             matmul_rate=matmul_rate,
             copy_rate=copy_rate,
             floors=floors,

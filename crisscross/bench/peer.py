@@ -98,12 +98,15 @@ class Calls:
     wait : callable
         Waits until what a call returned is complete, and what was called before; without it, it is
         when the call returns. Timed.
+    algorithm : str or None
+        How these arrays are computed, where the library tells; for the record.
     """
 
     forward: Callable[[], dict[str, Any]]
     forward_backward: Callable[[], dict[str, Any]] | None
     to_numpy: Callable[[dict[str, Any]], dict[str, np.ndarray]]
     wait: Callable[[dict[str, Any]], object] = _need_not_wait
+    algorithm: str | None = None
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ class Worker:
         finally:
             timer.cancel()
         if late.is_set():
+            self._process.wait()  # it has been killed: `alive` is to know
             raise WorkerError(f"no answer within {self._limit:g} s")
         if not line:
             raise WorkerError(self._explain_end())

@@ -114,11 +114,18 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class Row:
-    """One form on one shape: its name, what it computes, its passes by name."""
+    """One form on one shape: its name, what it computes, its passes by name.
+
+    Attributes
+    ----------
+    algorithm : str or None
+        How it computed, as the library told; of ours what `explain` says, tuned tiles included.
+    """
 
     form: str
     function: str
     passes: dict[str, PassRecord]
+    algorithm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +206,7 @@ def _read_case(case: dict[str, Any]) -> CaseRecord:
             row["form"],
             row["function"],
             {name: _read_pass(found) for name, found in row["passes"].items()},
+            row["algorithm"],
         )
         for row in case.pop("rows")
     )

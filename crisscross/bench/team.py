@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from crisscross.bench.process import Worker, WorkerError
@@ -46,6 +47,7 @@ class Team:
         self.packages: dict[str, str] = {}
         self.missing: dict[str, str] = {}
         self.home = folder / _OURS
+        self._killed, self._starting = False, Lock()
 
     def __enter__(self) -> Team:
         return self
@@ -57,9 +59,11 @@ class Team:
             worker.close()
 
     def kill(self) -> None:
-        """End all workers now."""
-        for worker in self.workers.values():
-            worker.kill()
+        """End all workers now, for good."""
+        with self._starting:
+            self._killed = True
+            for worker in self.workers.values():
+                worker.kill()
 
     def gather(self, only: tuple[str, ...], device: str) -> None:
         """Start the worker of every file, and keep those with forms that were asked for.
@@ -122,18 +126,24 @@ class Team:
     def first_form(self) -> str:
         return next(iter(self.forms[self.home]))
 
-    def revive(self, path: Path) -> None:
-        """Start a worker again that the last shape ended.
+    def restart(self, path: Path) -> None:
+        """Start a worker again that has ended.
 
         Raises
         ------
         WorkerError
-            If that does not help.
+            If that does not help, or all were killed meanwhile.
         """
-        if not self.workers[path].alive:
+        with self._starting:
+            if self._killed:
+                raise WorkerError("the run was interrupted")
             self.workers[path].kill()
-            self.workers[path] = Worker(path, self._threads)
-            self.workers[path].receive()
+            worker = self.workers[path] = Worker(path, self._threads)
+        try:
+            worker.receive()
+        except WorkerError:
+            worker.kill()
+            raise
 
 
 def _is_asked_for(only: tuple[str, ...], path: Path, form: str) -> bool:

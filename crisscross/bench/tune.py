@@ -1,93 +1,50 @@
 """The tuner: the tiles for a strip side by side on a device, each behind a check of its results.
 
-What is tried are the rows of `list_fitting`: the table's own choice first. A row of launches is
-timed without what Python does in between; sets of arrays come in turn, so that none is still in the
-L2 cache, as in `crisscross bench`.
+What is tried are the rows of `list_fitting`: the table's own choice first. It is held to the
+oracle, and the others to it. Compared and timed are whole calls, along both axes; other strips than
+those on trial have the table's own. A row of launches is timed without what Python does in between;
+sets of arrays come in turn, so that none is still in the L2 cache, as in `crisscross bench`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from crisscross.bench.gate import Expectation
 from crisscross.bench.ratios import pair, summarise
 from crisscross.bench.run import OnStep
 from crisscross.bench.shapes import Shape, count_sets
 from crisscross.bench.team import BenchError
+from crisscross.bench.trial_calls import (
+    Arrays,
+    Call,
+    TrialDevice,
+    expect_strips,
+    hold_to_oracle,
+    make_outputs,
+    make_sets,
+    make_trial_case,
+    tell,
+)
 from crisscross.bench.trials import Finding, Trial, find_disagreement
-from crisscross.dispatch import Held
-from crisscross.kernels.attention import attention_backward, attention_forward
 from crisscross.kernels.choices import Choice, Choices
-from crisscross.kernels.engine import Engine, Limits
 from crisscross.kernels.select import find_strip, list_fitting
-from crisscross.kernels.tables import DIRECTIONS, Direction
+from crisscross.kernels.tables import DIRECTIONS, Direction, Strip
 from crisscross.kernels.tiles import Tile
-from crisscross.testing import AttentionCase, make_case
+from crisscross.testing import AttentionCase
 
-__all__ = ["TrialDevice", "tune"]
+__all__ = ["tune"]
 
 #: A row of launches is as long as this, about, or it is one of each set of arrays.
 _ROW_SECONDS = 0.01
 _MOST_CALLS = 1000
-_INPUTS = ("q", "k", "v", "dout")
-_RESULTS: Mapping[Direction, tuple[str, ...]] = {
-    "forward": ("out", "lse"),
-    "backward": ("dq", "dk", "dv"),
-}
-_Arrays = dict[str, Held]
-
-
-class TrialDevice(Protocol):
-    """A device to try tiles on: an engine, arrays to and fro, and a clock."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def engine(self) -> Engine: ...
-
-    def put(self, array: np.ndarray, /) -> Held:
-        """Copy an array in C order to the device."""
-
-    def get(self, held: Held, /) -> np.ndarray:
-        """Copy back an array that was put there."""
-
-    def time(self, row: Callable[[], None], /) -> float:
-        """Return the seconds that the device takes for what `row` launches."""
-
-
-class _Recorder:
-    """An engine with limits of its own, that keeps what is launched, to do it again."""
-
-    def __init__(self, engine: Engine, limits: Limits, held: list[Held]) -> None:
-        self.limits = limits
-        self._engine = engine
-        self._held = held
-        self._launches: list[tuple[Any, int, int, np.ndarray, int]] = []
-
-    def compile(self, source: str, kernel: str, options: tuple[str, ...], shared_bytes: int) -> Any:
-        return self._engine.compile(source, kernel, options, shared_bytes)
-
-    def launch(
-        self, kernel: Any, grid: int, block: int, argument: np.ndarray, shared_bytes: int
-    ) -> None:
-        self._engine.launch(kernel, grid, block, argument, shared_bytes)
-        self._launches.append((kernel, grid, block, argument, shared_bytes))
-
-    def make(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, /) -> Held:
-        held = self._engine.make(shape, strides, dtype)
-        self._held.append(held)
-        return held
-
-    def replay(self) -> None:
-        for launch in self._launches:
-            self._engine.launch(*launch)
 
 
 @dataclass
@@ -95,7 +52,7 @@ class _Candidate:
     """A tile under trial: its calls, one for each set of arrays, and the times so far."""
 
     tile: Tile
-    calls: list[_Recorder] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     count: int = 0
     seconds: list[float] = field(default_factory=list)
     reason: str | None = None
@@ -107,7 +64,8 @@ class _Candidate:
         try:
             trial(self)
         except Exception as error:  # of a compiler, a launch, or memory
-            self.reason = _tell(error)
+            self.reason = tell(error)
+            self.calls.clear()  # with their scratch
 
     def conclude(self, own: _Candidate) -> Trial:
         if self.reason is not None:
@@ -117,19 +75,22 @@ class _Candidate:
 
 
 class _Task:
-    """The tiles for the strips along some axes of a case, in one direction."""
+    """The tiles for some strips of a case, in one direction."""
 
     def __init__(
         self,
         device: TrialDevice,
         case: AttentionCase,
-        sets: Sequence[_Arrays],
+        sets: Sequence[Arrays],
         direction: Direction,
+        strip: Strip,
+        expectations: Sequence[Expectation],
     ) -> None:
-        self.device, self.case, self.sets, self.direction = device, case, sets, direction
-        self.strip = find_strip(case.problem, case.problem.axes[0])
-        rows = list_fitting(direction, self.strip, device.engine.limits)
+        self.device, self.case, self.sets = device, case, sets
+        self.direction, self.strip, self.expectations = direction, strip, expectations
+        rows = list_fitting(direction, strip, device.engine.limits)
         self.candidates = [_Candidate(row.tile) for row in rows]
+        self.outputs: list[Arrays] = []
         self.expected: dict[str, np.ndarray] = {}
 
     def run(self, rounds: int, step: Callable[[], None]) -> tuple[Trial, ...]:
@@ -145,28 +106,32 @@ class _Task:
 
     def _check(self, candidate: _Candidate) -> None:
         """Run a tile once, which also compiles it, and compare it with the table's own."""
-        if candidate is not self.candidates[0] and not self.expected:
+        if candidate is self.candidates[0]:
+            hold_to_oracle(self.device, self.expectations, self.direction)
+            self.outputs = [make_outputs(self.device, self.case, self.direction) for _ in self.sets]
+        elif not self.expected:
             raise BenchError("the table's own failed, and there is nothing to compare with")
         results = self._compute(candidate)
         if not self.expected:
             if not all(np.isfinite(x.astype(np.float64)).all() for x in results.values()):
                 raise BenchError("its results are not all finite")
             self.expected = results
-        candidate.reason = find_disagreement(self.strip.arithmetic, results, self.expected)
+        disagreement = find_disagreement(self.strip.arithmetic, results, self.expected)
+        if disagreement is not None:
+            raise BenchError(disagreement)
 
     def _compute(self, candidate: _Candidate) -> dict[str, np.ndarray]:
         """Run a tile on each set of arrays; return the results of the first."""
         choice = Choice(candidate.tile, 0.0, 0.0)
         measured = Choices(self.device.name, {(self.direction, self.strip): choice})
         limits = replace(self.device.engine.limits, measured=measured)
-        results: dict[str, np.ndarray] = {}
-        for arrays in self.sets:
-            outputs = _make_outputs(self.device, self.case, self.direction)
-            call = _Recorder(self.device.engine, limits, list(outputs.values()))
-            _run(call, self.case, self.direction, {**arrays, **outputs})
+        for arrays, outputs in zip(self.sets, self.outputs, strict=True):
+            for held in outputs.values():
+                self.device.poison(held)  # the candidate before has written there
+            call = Call(self.device.engine, limits)
+            call.run(self.case, self.direction, {**arrays, **outputs})
             candidate.calls.append(call)
-            results = results or {name: self.device.get(held) for name, held in outputs.items()}
-        return results
+        return {name: self.device.get(held) for name, held in self.outputs[0].items()}
 
     def _time(self, candidate: _Candidate) -> None:
         if not candidate.count:
@@ -197,11 +162,10 @@ def tune(
     channel_axis: int = -1,
     rounds: int = 9,
     on_step: OnStep = lambda *_: None,
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Try the tiles for all strips of some shapes, in both directions.
 
-    Axes whose strips are alike are measured together, as one call; strips that a shape before had,
-    not again.
+    Strips that a shape before had are not tried again.
 
     Parameters
     ----------
@@ -215,81 +179,52 @@ def tune(
     on_step : callable, optional
         Told of the progress.
 
+    Yields
+    ------
+    Finding
+        As soon as it is made, for what comes after may fail.
+
     Raises
     ------
     BenchError
         If the table's own tiles do not run.
     """
-    options: dict[str, Any] = {"dtype": dtype, "precision": precision}
-    options |= {"channel_axis": channel_axis, "with_dlse": False}
-    planned: dict[tuple[int, ...], tuple[Shape, tuple[int, ...]]] = {}
+    options = {"dtype": dtype, "precision": precision, "channel_axis": channel_axis}
+    planned: dict[tuple[int, ...], Shape] = {}
     for shape in shapes:
-        sizes = (shape.height, shape.width)
-        for length in sizes:
-            axes = tuple(axis for axis in (0, 1) if sizes[axis] == length)
-            strip = (length, shape.key_channels, shape.channels)
-            planned.setdefault(strip, (shape, axes))
-    steps, total = count(), len(planned) * len(DIRECTIONS) * (1 + rounds)
+        for length in (shape.height, shape.width):
+            planned.setdefault((length, shape.key_channels, shape.channels), shape)
+    steps, total = count(), len(planned) * (1 + len(DIRECTIONS) * (1 + rounds))
 
     def step(text: str) -> None:
         on_step(next(steps), total, text)
 
-    findings = []
-    for shape, axes in planned.values():
-        text = f"C/C' = {shape}, along {' and '.join(map(str, axes))}"
-        case = _make_case(shape, axes, options)
-        sets = _make_sets(device, case, count_sets(shape, dtype, device.engine.limits.cache_bytes))
-        for direction in DIRECTIONS:
-            task = _Task(device, case, sets, direction)
-            trials = task.run(rounds, partial(step, f"{text}, {direction}"))
-            findings.append(Finding(shape, direction, task.strip, trials))
-    return findings
+    for shape in dict.fromkeys(planned.values()):
+        lengths = [length for (length, *_), first in planned.items() if first == shape]
+        yield from _tune_shape(device, shape, lengths, options, rounds, step)
 
 
-def _make_case(shape: Shape, axes: tuple[int, ...], options: Mapping[str, Any]) -> AttentionCase:
-    return make_case(
-        (shape.height, shape.width),
-        batch=shape.batch,
-        head_size_qk=shape.key_channels,
-        head_size_v=shape.channels,
-        axes=axes,
-        **options,
-    )
-
-
-def _make_sets(device: TrialDevice, case: AttentionCase, number: int) -> list[_Arrays]:
-    """Put a number of copies of the inputs on a device, with out and lse of the table's own."""
-    sets = []
-    limits = replace(device.engine.limits, measured=None)  # whatever was measured before
+def _tune_shape(
+    device: TrialDevice,
+    shape: Shape,
+    lengths: Sequence[int],
+    options: Mapping[str, Any],
+    rounds: int,
+    step: Callable[[str], None],
+) -> Iterator[Finding]:
+    """Try the tiles for the strips of some lengths; all arrays are gone when it is done."""
+    case = make_trial_case(shape, options)
+    number = count_sets(shape, case.problem.dtype, device.engine.limits.cache_bytes)
     try:
-        for _ in range(number):
-            arrays = {name: device.put(getattr(case, name)) for name in _INPUTS}
-            arrays |= _make_outputs(device, case, "forward")
-            _run(_Recorder(device.engine, limits, []), case, "forward", arrays)
-            sets.append(arrays)
+        sets = make_sets(device, case, number)
     except Exception as error:  # of a compiler, a launch, or memory
-        raise BenchError(f"the table's own tiles do not run: {_tell(error)}") from error
-    return sets
-
-
-def _make_outputs(device: TrialDevice, case: AttentionCase, direction: Direction) -> _Arrays:
-    """Put results that are NaN all over: what a tile leaves out shows."""
-    problem = case.problem
-    likes = {"out": case.v, "dq": case.q, "dk": case.k, "dv": case.v}
-    likes["lse"] = np.empty(problem.lse_shape, problem.compute_dtype)
-    return {name: device.put(np.full_like(likes[name], np.nan)) for name in _RESULTS[direction]}
-
-
-def _run(engine: Engine, case: AttentionCase, direction: Direction, arrays: _Arrays) -> None:
-    views: dict[str, Any] = {name: held.view for name, held in arrays.items()}
-    if direction == "backward":
-        attention_backward(engine, case.problem, **views, dlse=None, key_mask=None)
-    else:
-        del views["dout"]
-        attention_forward(engine, case.problem, **views, key_mask=None)
-
-
-def _tell(error: Exception) -> str:
-    """One line: the first of the message, with the kind of an error that is not of ours."""
-    message = (str(error).strip() or "no message").splitlines()[0]
-    return message if isinstance(error, BenchError) else f"{type(error).__name__}: {message}"
+        raise BenchError(f"the table's own tiles do not run: {tell(error)}") from error
+    for length in lengths:
+        strip = find_strip(case.problem, case.problem.spatial.index(length))
+        text = f"C/C' = {shape}, strips of {length}"
+        step(f"{text}: the table's own beside the oracle")
+        expectations = expect_strips(shape, length, options)
+        for direction in DIRECTIONS:
+            task = _Task(device, case, sets, direction, strip, expectations)
+            trials = task.run(rounds, partial(step, f"{text}, {direction}"))
+            yield Finding(shape, direction, strip, trials)

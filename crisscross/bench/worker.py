@@ -67,7 +67,8 @@ class _Server:
             self.calls[form] = [prepare(self.inputs) for _ in range(self.sets)]
         except NotServed as reason:
             return {"not_served": str(reason)}
-        return {}
+        algorithm = self.calls[form][0].algorithm
+        return {} if algorithm is None else {"algorithm": algorithm}
 
     def compute(self, form: str, name: str, folder: str) -> Answer:
         """Run a pass once, which also compiles what is compiled, and write its results."""

@@ -87,8 +87,8 @@ def _find_worst_error(row: Row) -> str:
 
 
 def list_notes(case: CaseRecord) -> list[str]:
-    """Say what the floor is, why a row has no number, and what is another function."""
-    notes = _describe_floor(case)
+    """Tell the floor, how ours computed, why a row has no number, what is another function."""
+    notes = [*_describe_floor(case), *_describe_algorithms(case)]
     for row in case.rows:
         reasons = {name: found.reason for name, found in row.passes.items() if found.reason}
         if len(set(reasons.values())) == 1 and len(reasons) == len(row.passes):
@@ -119,6 +119,15 @@ def _describe_floor(case: CaseRecord) -> list[str]:
         f"them, or the matmuls at {case.matmul_rate / 1e12:.3g} TFLOP/s, whichever takes longer; "
         f"sets of inputs in turn: {case.sets}"
     ]
+
+
+def _describe_algorithms(case: CaseRecord) -> list[str]:
+    """Forms that compute alike share a line."""
+    forms: dict[str, list[str]] = {}
+    for row in case.rows:
+        if row.algorithm is not None:
+            forms.setdefault(row.algorithm, []).append(row.form)
+    return [f"{' and '.join(names)}: {algorithm}" for algorithm, names in forms.items()]
 
 
 def _find_waiting(row: Row) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from crisscross.cli.errors import CommandError
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = ["Photograph", "read_image", "replace_when_done", "scale_down"]
 
@@ -96,11 +100,14 @@ def scale_down(image: Image.Image, max_side: int) -> Photograph:
 
 
 @contextmanager
-def replace_when_done(path: Path, suffix: str = ".png") -> Iterator[Path]:
+def replace_when_done(
+    path: Path, suffix: str = ".png", *, is_shared: bool = False
+) -> Iterator[Path]:
     """Yield an empty file beside `path`; it takes the place of `path` if the block succeeds.
 
     If not, for an error or for Ctrl-C, it is removed, and `path` is as it was. That it can be
-    written is found out here, before the block's work.
+    written is found out here, before the block's work. Of a file that `is_shared`, what the block
+    reads holds until `path` is replaced: other processes wait for their turn.
 
     Raises
     ------
@@ -118,11 +125,26 @@ def replace_when_done(path: Path, suffix: str = ".png") -> Iterator[Path]:
     # Not of tempfile, whose files their owner alone may read.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        temporary.open("xb").close()
-        yield temporary
-        temporary.replace(target)
+        with _hold_lock(target) if is_shared else nullcontext():
+            temporary.open("xb").close()
+            yield temporary
+            temporary.replace(target)
     except OSError as error:
         raise CommandError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):  # it has become `path`, or could not be made
             temporary.unlink()
+
+
+@contextmanager
+def _hold_lock(target: Path) -> Iterator[None]:
+    """Wait for a file's lock, which is a file beside it, for the file itself is replaced.
+
+    Windows has none of this kind: of two that write there at once, one is lost.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    with target.with_name(f"{target.name}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -15,7 +15,7 @@ import numpy as np
 from crisscross.dispatch import Held, Make
 from crisscross.errors import BackendError
 from crisscross.gpu.cupy_arrays import make_array
-from crisscross.gpu.tuned import find_choices
+from crisscross.gpu.tuned import Place, find_choices
 from crisscross.kernels.engine import Limits
 
 MISSING_HEADERS = (
@@ -105,19 +105,27 @@ class _ForeignStream:
 def find_limits(index: int) -> Limits:
     """Ask a device what it has, and look up what was measured on it; once in a process."""
     attributes = cupy.cuda.Device(index).attributes
-    architecture = 10 * attributes["ComputeCapabilityMajor"] + attributes["ComputeCapabilityMinor"]
+    place = find_place(index)
     return Limits(
-        architecture=architecture,
+        architecture=place.architecture,
         shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
         cache_bytes=attributes["L2CacheSize"],
-        measured=find_choices(name_device(index), architecture),
+        measured=find_choices(place),
     )
 
 
-def name_device(index: int) -> str:
-    """Return the name that a device has of its maker."""
+def find_place(index: int) -> Place:
+    """Find which device it is, by the name that it has of its maker, and what code is made by."""
+    attributes = cupy.cuda.Device(index).attributes
     name: bytes = cupy.cuda.runtime.getDeviceProperties(index)["name"]
-    return name.decode()
+    driver = cupy.cuda.runtime.driverGetVersion()
+    major, minor = cupy.cuda.nvrtc.getVersion()
+    return Place(
+        name.decode(),
+        10 * attributes["ComputeCapabilityMajor"] + attributes["ComputeCapabilityMinor"],
+        driver=f"CUDA {driver // 1000}.{driver % 1000 // 10}",
+        nvrtc=f"{major}.{minor}",
+    )
 
 
 @cache

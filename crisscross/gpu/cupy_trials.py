@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import cupy
@@ -12,7 +12,8 @@ import numpy as np
 from crisscross.bridge import name_dtype
 from crisscross.bridge.capsule import numpy_bfloat16
 from crisscross.dispatch import Held
-from crisscross.gpu.cupy_engine import CupyEngine, name_device, open_engine
+from crisscross.gpu.cupy_engine import CupyEngine, find_place, open_engine
+from crisscross.gpu.tuned import Place
 from crisscross.view import View, find_strides
 
 
@@ -21,16 +22,20 @@ class CupyTrials:
 
     Attributes
     ----------
-    name
-        The device's.
+    place
+        The device, and what its code is made by.
     engine
         What kernels are launched on.
     """
 
-    def __init__(self, name: str, engine: CupyEngine, stream: Any) -> None:
-        self.name = name
+    def __init__(self, place: Place, engine: CupyEngine, stream: Any) -> None:
+        self.place = place
         self.engine = engine
         self._stream = stream
+
+    @property
+    def name(self) -> str:
+        return self.place.device
 
     def put(self, array: np.ndarray) -> Held:
         """Copy an array in C order to the device."""
@@ -47,6 +52,10 @@ class CupyTrials:
         copied: np.ndarray = held.owner.get().view(numpy_dtype).reshape(held.view.shape)
         return copied
 
+    def poison(self, held: Held) -> None:
+        """Make an array that was put there NaN all over."""
+        held.owner.data.memset_async(0xFF, held.owner.nbytes)
+
     def time(self, row: Callable[[], None]) -> float:
         """Return the seconds that the device takes for what `row` launches.
 
@@ -56,8 +65,11 @@ class CupyTrials:
         self._stream.begin_capture()
         try:
             row()
-        finally:
-            graph = self._stream.end_capture()
+        except BaseException:
+            with suppress(Exception):  # that nothing was captured: the row's own error says why
+                self._stream.end_capture()
+            raise
+        graph = self._stream.end_capture()
         start, end = cupy.cuda.Event(), cupy.cuda.Event()
         graph.launch(self._stream)
         start.record(self._stream)
@@ -74,4 +86,4 @@ def open_trials(index: int) -> Iterator[CupyTrials]:
     with cupy.cuda.Device(index):
         stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
         with open_engine(index, stream.ptr, None) as engine:
-            yield CupyTrials(name_device(index), engine, stream)
+            yield CupyTrials(find_place(index), engine, stream)

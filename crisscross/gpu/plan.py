@@ -25,6 +25,11 @@ def describe_plan(problem: AttentionProblem, limits: Limits) -> str:
         f"{images} image(s) at a time; arrays whose channels do not lie side by side are copied "
         "to scratch of that size"
     )
+    if limits.measured is not None and limits.measured.is_stale:
+        lines.append(
+            "what crisscross tune has stored for this device is not used: tables, sources, driver "
+            "or NVRTC were others"
+        )
     return "; ".join(lines)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crisscross.kernels.candidates import CANDIDATES, list_rows
 from crisscross.kernels.choices import Choice, Choices
@@ -18,9 +19,30 @@ from crisscross.kernels.tables import DIRECTIONS, TABLES, Direction, Strip
 
 #: Names the file; if it is empty, none is read.
 VARIABLE = "CRISSCROSS_TUNED"
-_FORMAT = "tiles that crisscross tune has measured, 1"
+_FORMAT = "tiles that crisscross tune has measured, 2"
+#: Files that were warned of: once in a process, for all its devices, whatever a warning leads to.
+_warned_of: set[Path] = set()
 
 Key = tuple[Direction, Strip]
+
+
+class Place(NamedTuple):
+    """What a measurement holds for, besides tables and sources.
+
+    Attributes
+    ----------
+    device
+        Its maker's name for it.
+    architecture
+        Compute capability, 90 for 9.0.
+    driver, nvrtc
+        Their versions; the driver's is that of CUDA which it serves.
+    """
+
+    device: str
+    architecture: int
+    driver: str
+    nvrtc: str
 
 
 class UnreadableError(Exception):
@@ -50,7 +72,7 @@ def hash_tables() -> str:
     return hashlib.sha256(repr((TABLES, CANDIDATES, sources)).encode()).hexdigest()[:16]
 
 
-def find_choices(device: str, architecture: int) -> Choices | None:
+def find_choices(place: Place) -> Choices | None:
     """Find what was measured on a device.
 
     A file that cannot be read costs a warning and no more: results are as good without it.
@@ -59,49 +81,53 @@ def find_choices(device: str, architecture: int) -> Choices | None:
     if path is None:
         return None
     try:
-        tiles = read_choices(path, device, architecture)
+        return read_choices(path, place)
     except UnreadableError as error:
-        warnings.warn(
-            f"{error}; tiles are those of the tables, as without it", RuntimeWarning, stacklevel=2
-        )
+        if path not in _warned_of:
+            _warned_of.add(path)
+            text = f"{error}; tiles are those of the tables, as without it"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         return None
-    return Choices(device, tiles) if tiles else None
 
 
-def read_choices(path: Path, device: str, architecture: int) -> dict[Key, Choice]:
-    """Read what a file has for a device, with these very tables and sources.
+def read_choices(path: Path, place: Place) -> Choices | None:
+    """Read what a file has for a device; what was measured under anything else is stale.
 
     Raises
     ------
     UnreadableError
         If there is a file, and it is none of ours.
     """
-    entries = read_file(path).get(_name_key(device, architecture), [])
+    stored = read_file(path).get(_name_key(place))
+    if stored is None:
+        return None
     try:
-        return dict(map(_parse, entries))
+        if stored["under"] != _list_origins(place):
+            return Choices(place.device, {}, is_stale=True)
+        return Choices(place.device, dict(map(_parse, stored["choices"])))
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UnreadableError(f"cannot read {path}: it has entries that no tune wrote") from None
 
 
-def write_choices(path: Path, device: str, architecture: int, choices: Mapping[Key, Choice]) -> str:
-    """Return the text of the file at `path` with these choices for a device; others stay.
-
-    Raises
-    ------
-    UnreadableError
-        If there is a file, and it is none of ours.
-    """
+def replace_choices(
+    devices: Mapping[str, Any], place: Place, choices: Mapping[Key, Choice]
+) -> dict[str, Any]:
+    """Return the entries of all devices, those of one replaced, stale ones too."""
     entries = [
         {
             "direction": direction,
             "strip": strip._asdict(),
             "tile": repr(choice.tile),
-            "seconds": choice.seconds,
-            "table_seconds": choice.table_seconds,
+            "call_seconds": choice.seconds,
+            "table_call_seconds": choice.table_seconds,
         }
         for (direction, strip), choice in choices.items()
     ]
-    devices = {**read_file(path), _name_key(device, architecture): entries}
+    return {**devices, _name_key(place): {"under": _list_origins(place), "choices": entries}}
+
+
+def format_file(devices: Mapping[str, Any]) -> str:
+    """Return the text of a file with the entries of all devices."""
     return json.dumps({"format": _FORMAT, "devices": devices}, indent=1) + "\n"
 
 
@@ -119,7 +145,7 @@ def read_file(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UnreadableError(f"cannot read {path}: it is not JSON") from None
     devices = content.get("devices") if isinstance(content, dict) else None
     if not isinstance(devices, dict) or content.get("format") != _FORMAT:
@@ -127,13 +153,22 @@ def read_file(path: Path) -> dict[str, Any]:
     return devices
 
 
-def _name_key(device: str, architecture: int) -> str:
-    return f"{device}, sm_{architecture}, tables {hash_tables()}"
+def _name_key(place: Place) -> str:
+    return f"{place.device}, sm_{place.architecture}"
+
+
+def _list_origins(place: Place) -> dict[str, str]:
+    return {"tables": hash_tables(), "driver": place.driver, "nvrtc": place.nvrtc}
 
 
 def _parse(entry: Any) -> tuple[Key, Choice]:
     direction, strip = entry["direction"], Strip(**entry["strip"])
+    # By the very type: "97" or True would be a strip that no call has.
+    if [type(value) for value in strip] != [str, int, int, int, bool]:
+        raise TypeError
     # Of tiles that are listed: no others are tested.
     tiles = {repr(row.tile): row.tile for row in list_rows(direction, strip.arithmetic)}
-    seconds, table_seconds = float(entry["seconds"]), float(entry["table_seconds"])
-    return (direction, strip), Choice(tiles[entry["tile"]], seconds, table_seconds)
+    times = entry["call_seconds"], entry["table_call_seconds"]
+    if not all(type(each) is float and 0 < each < math.inf for each in times):
+        raise ValueError
+    return (direction, strip), Choice(tiles[entry["tile"]], *times)

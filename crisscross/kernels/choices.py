@@ -18,7 +18,7 @@ class Choice:
     tile
         The tile.
     seconds, table_seconds
-        What it took, and what the table's own took.
+        What a whole call took with it, and with the table's own.
     """
 
     tile: Tile
@@ -36,7 +36,10 @@ class Choices:
         Where they were measured.
     tiles
         By direction and strip.
+    is_stale
+        Whether there are others, which were measured when something else was installed.
     """
 
     device: str
     tiles: Mapping[tuple[Direction, Strip], Choice]
+    is_stale: bool = False

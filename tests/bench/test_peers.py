@@ -36,7 +36,10 @@ FORMS = {
         "two SDPA, merged (flash, v in parts of C')": [CUDA],
         "two SDPA, merged (cuDNN, v in parts of 128)": [CUDA],
     },
-    "torch_flex": {"two FlexAttention, merged (v in parts of 128)": [CUDA]},
+    "torch_flex": {
+        "two FlexAttention, merged (v in parts of 128)": [CUDA],
+        "two FlexAttention, merged (decoding, v in parts of 128)": [CUDA],
+    },
     "jax_jit": {"jax.jit": [CPU, CUDA]},
 }
 
@@ -77,7 +80,7 @@ def test_peers_agree_with_the_oracle(tmp_path, start, path):
                 answer = {"not_served": "channels-last is the layout of this run"}
                 assert worker.ask("prepare", form=form) == answer
                 continue
-            assert worker.ask("prepare", form=form) == {}
+            assert "not_served" not in worker.ask("prepare", form=form)
             for name in [FORWARD_BACKWARD] if compiled else about["passes"]:
                 verdict = compute(
                     worker,
@@ -195,6 +198,54 @@ def test_what_a_fused_kernel_does_not_take_is_named(tmp_path, start, shape, dtyp
         answer = worker.ask("prepare", form=form)
         assert list(answer) == ["not_served"] * len(refusals), form
         assert all(reason in answer["not_served"] for reason in refusals), answer
+
+
+#: Without a GPU, a compiler of our own sees what the kernels are asked for.
+DECODING = f"""
+import sys
+
+sys.path.insert(0, {str(BENCHMARKS)!r})
+
+import torch
+import torch.nn.attention.flex_attention as flex
+import torch_flex
+from crisscross.bench.gate import make_arrays
+from crisscross.bench.peer import Inputs
+from crisscross.bench.shapes import Shape
+
+# What it does not know it would pass over in silence.
+assert "FORCE_USE_FLEX_ATTENTION" in flex.FlexKernelOptions.__annotations__
+flex._validate_device = lambda *_: None
+case = make_arrays(Shape(2, 2, 3, 5), "float32", 0)
+
+
+def tell(graph, _inputs):
+    options = [arg for node in graph.graph.nodes for arg in node.args if isinstance(arg, dict)]
+    print([given["FORCE_USE_FLEX_ATTENTION"] for given in options])
+    return graph
+
+
+torch_flex.CUDA = "cpu"
+torch_flex.compile_for = lambda _, function, **options: torch.compile(
+    function, dynamic=False, backend=tell
+)
+for form in torch_flex.FORMS.values():
+    form.prepare(Inputs(case.q, case.k, case.v, case.dout)).forward()
+"""
+
+
+def test_flex_attention_decodes_only_where_it_is_to(run_python):
+    assert run_python(DECODING) == "[True, True]\n[False, False]\n"
+
+
+def test_strips_that_are_not_decoded_are_named(tmp_path, start):
+    worker, introduction = start(BENCHMARKS / "torch_flex.py")
+    ordinary, decoding = introduction["forms"]
+    reason = {"not_served": "this kernel takes strips shorter than 128, got 128 and 129"}
+    for width, answer in ((129, reason), (127, {})):
+        open_case(worker, tmp_path, make_arrays(Shape(1, 1, 128, width), "float32", 0))
+        assert worker.ask("prepare", form=ordinary) == {}
+        assert worker.ask("prepare", form=decoding) == answer
 
 
 @pytest.mark.skipif(find_device_problem() is None, reason="there is a GPU")

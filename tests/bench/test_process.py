@@ -87,6 +87,7 @@ def test_failures_are_one_line(tmp_path, write_peer, start, form, limit, message
     open_case(worker, tmp_path)
     with pytest.raises(WorkerError, match=message):
         worker.ask("prepare", form=form)
+    assert worker.alive == (form == "raises")
     if form == "raises":
         open_case(worker, tmp_path)
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
 
+import numpy as np
 import pytest
 
+import crisscross
 import crisscross.bench.case
+from crisscross.bench.gate import judge
+from crisscross.bench.process import WorkerError
 from crisscross.bench.ratios import Spread
 from crisscross.bench.records import PassRecord, Report, Row
 from crisscross.bench.run import run_bench
 from crisscross.bench.settings import DEFAULT_PEERS, Settings
 from crisscross.bench.shapes import FORWARD, PASSES, Shape
-from crisscross.bench.team import BenchError
+from crisscross.bench.team import BenchError, Team
 from tests.bench.conftest import BENCHMARKS
 
 OURS, CHANNELS_LAST = "crisscross", "crisscross, channels-last"
@@ -86,6 +91,14 @@ def test_our_own_errors_have_no_number_and_no_ratios(peers, write_peer):
     assert found.time is not None and found.ratio is None
 
 
+def test_how_ours_computes_is_recorded(peers, write_peer):
+    write_peer()
+    report = run(peers)
+    q, v = np.ones((2, 3, 5, 7), np.float32), np.ones((2, 6, 5, 7), np.float32)
+    assert find_row(report, OURS).algorithm == crisscross.explain(q, q, v).algorithm
+    assert find_row(report, "planted").algorithm is None
+
+
 def test_a_missing_package_is_named(peers, write_peer):
     write_peer("import no_such_package")
     report = run(peers)
@@ -101,25 +114,23 @@ PACKAGES = ()
 
 
 def prepare(inputs):
-    if inputs.q.shape[2] == 5:
-        os._exit(7)
     return Calls(lambda: {"out": inputs.v}, None, dict)
 
 
 FORMS = {
-    "crashes": Form(prepare, passes=("forward",)),
-    "has no chance": Form(prepare, passes=("forward",)),
+    "crashes": Form(lambda inputs: os._exit(7), passes=("forward",)),
+    "comes next": Form(prepare, passes=("forward",)),
 }
 """
 
 
-def test_a_crash_is_named_and_the_next_shape_has_a_new_worker(peers, write_peer):
+def test_a_crash_is_named_and_what_comes_next_has_a_new_worker(peers, write_peer):
     write_peer(CRASHING)
     report = run(peers, shapes=SHAPES)
-    for form in ("crashes", "has no chance"):
-        found = find_row(report, form).passes[FORWARD]
+    for case in range(2):
+        found = find_row(report, "crashes", case).passes[FORWARD]
         assert_refused(found, "its process ended with exit code 7")
-        found = find_row(report, form, case=1).passes[FORWARD]
+        found = find_row(report, "comes next", case).passes[FORWARD]
         assert_refused(found, "disagrees with the oracle: out")
     assert find_row(report, OURS).passes[FORWARD].time is not None
 
@@ -225,6 +236,29 @@ def test_an_interrupt_of_the_oracle_ends_all_workers(peers, write_peer, monkeypa
     with pytest.raises(KeyboardInterrupt):
         run(peers)
     assert list_children() <= before
+
+
+def test_what_was_killed_is_not_started_again(peers):
+    with Team(peers, 1) as team:
+        team.gather((), "cpu")
+        team.kill()
+        with pytest.raises(WorkerError, match="the run was interrupted"):
+            team.restart(team.home)
+        assert not team.workers[team.home].alive
+
+
+def test_results_are_gone_when_they_have_been_read(peers, tmp_path, monkeypatch):
+    seen = []
+
+    def look(*given, **options):
+        seen.append([path.name for path in tmp_path.rglob("*.npy")])
+        return judge(*given, **options)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(crisscross.bench.case, "judge", look)
+    assert find_row(run(peers), OURS).passes[FORWARD].reason is None
+    # Of a form that was not judged yet there is nothing; the inputs stay.
+    assert [sorted(names) for names in seen] == [["dout.npy", "k.npy", "q.npy", "v.npy"]] * 4
 
 
 def test_progress_counts_every_step(peers, write_peer):

@@ -1,4 +1,4 @@
-"""The tuner on devices whose times are made up, and on the emulator."""
+"""The tuner on devices whose times are made up."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from crisscross.bench.shapes import Shape
 from crisscross.bench.team import BenchError
 from crisscross.bench.trials import MARGIN, Trial, choose, find_disagreement
 from crisscross.bench.tune import tune
-from crisscross.dispatch import Held
 from crisscross.kernels.candidates import CANDIDATES
 from crisscross.kernels.choices import Choice, Choices
 from crisscross.kernels.select import list_fitting, select
 from crisscross.kernels.tables import TABLES, Strip
 from crisscross.testing import make_case
-from tests.bench.made_up_device import MadeUpDevice
-from tests.kernels.devices import copy_to_emulator
-from tests.kernels.emulated import H100, EmulatorEngine
-from tests.kernels.sweep import FULL
+from tests.bench.made_up_device import MadeUpDevice, leave_out_oracle
+from tests.kernels.emulated import H100
 
 SHAPE = Shape(64, 8, 97, 97)
 STRIP = Strip("bfloat16", 97, 8, 64, True)
@@ -31,8 +28,13 @@ FORWARD, BACKWARD = (
 OWN, FURTHER = FORWARD[0], CANDIDATES["forward"]["bfloat16"][0].tile
 
 
+@pytest.fixture(autouse=True)
+def _without_oracle(monkeypatch):
+    leave_out_oracle(monkeypatch)
+
+
 def run(device, shapes=(SHAPE,), rounds=3, **options):
-    return tune(device, shapes, dtype="bfloat16", rounds=rounds, **options)
+    return list(tune(device, shapes, dtype="bfloat16", rounds=rounds, **options))
 
 
 def test_every_tile_that_fits_is_tried_the_tables_own_first():
@@ -191,7 +193,7 @@ def test_what_was_measured_before_does_not_count():
     assert forward.trials[0].tile == OWN
 
 
-def test_strips_are_measured_once_and_by_themselves():
+def test_strips_are_measured_once():
     shapes = [Shape(64, 8, 97, 33), Shape(64, 8, 33, 20), Shape(64, 8, 20, 20, 2)]
     steps = []
     device = MadeUpDevice()
@@ -202,16 +204,62 @@ def test_strips_are_measured_once_and_by_themselves():
         for length, shape in [(97, "64/8, 97x33"), (33, "64/8, 97x33"), (20, "64/8, 33x20")]
         for direction in ("forward", "backward")
     ]
-    # One more than the rounds: all are compiled and compared first.
-    assert [done for done, *_ in steps] == list(range(6 * 3))
-    assert {total for _, total, _ in steps} == {6 * 3}
-    assert steps[0][2] == "C/C' = 64/8, 97x33, along 0, forward"
-    assert steps[-1][2] == "C/C' = 64/8, 33x20, along 1, backward"
+    # One for the oracle, and one more than the rounds: all are compiled and compared first.
+    assert [done for done, *_ in steps] == list(range(3 * (1 + 2 * 3)))
+    assert {total for _, total, _ in steps} == {3 * (1 + 2 * 3)}
+    assert steps[0][2] == "C/C' = 64/8, 97x33, strips of 97: the table's own beside the oracle"
+    assert steps[-1][2] == "C/C' = 64/8, 33x20, strips of 20, backward"
+
+
+def test_whole_calls_are_timed_with_one_strip_on_trial():
+    """Where the other axis has other strips, they are the table's own."""
+    device = MadeUpDevice()
+    seconds = run(device, [Shape(64, 8, 97, 33)], rounds=1)[0].trials[1].seconds
+    short = list_fitting("forward", STRIP._replace(length=33), H100)[0].tile
+    first, other = device.rows[0], device.rows[2]
+    assert short != OWN
+    assert [tile for tile, _ in first[:2]] == [OWN, short]
+    assert [tile for tile, _ in other[:2]] == [FORWARD[1], short]
+    assert seconds == 2.0
+    # And then the other way round.
+    later = [row for row in device.rows if row[0][0] == OWN and row[1][0] not in (OWN, short)]
+    assert later
+
+
+def test_findings_come_before_what_fails():
+    short = list_fitting("forward", STRIP._replace(length=33), H100)[0].tile
+    device = MadeUpDevice(broken={short: MemoryError()})
+    shapes = [SHAPE, Shape(64, 8, 33, 33)]
+    findings = tune(device, shapes, dtype="bfloat16", rounds=1)
+    assert [next(findings).direction, next(findings).direction] == ["forward", "backward"]
+    with pytest.raises(BenchError, match="the table's own tiles do not run: MemoryError"):
+        next(findings)
+
+
+def test_candidates_share_outputs_and_what_fails_keeps_no_scratch():
+    wrong = {tile: (lambda x: 2 * x) for tile in BACKWARD[1:]}
+    device = MadeUpDevice(results=wrong)
+    device.limits = replace(device.limits, cache_bytes=2 * 97 * 97 * 80 * 2)
+    run(device, [SHAPE, Shape(64, 8, 33, 33)], rounds=1)
+    # Of five sets: four inputs, out and lse, then the results, and delta of the backward.
+    forward, backward = 5 * (6 + 2), 5 * (6 + 3 + 1)
+    number = device.rows.index(next(row for row in device.rows if row[0][0] in BACKWARD))
+    assert set(device.peaks[:number]) == {forward}
+    assert device.peaks[number] == backward
+    # Nothing of a shape is left when the next one comes.
+    smaller = min(32, 1 + -(-2 * device.limits.cache_bytes // (33 * 33 * 80 * 2)))
+    assert device.peaks[number + 2] == smaller * (6 + 2)
+
+
+def test_what_is_not_written_is_not_taken_from_the_candidate_before():
+    forward, _ = run(MadeUpDevice(results={FURTHER: None}))
+    (trial,) = [trial for trial in forward.trials if trial.tile == FURTHER]
+    assert "out, rms nan" in str(trial.reason)
 
 
 def test_the_precision_is_asked_for():
     device = MadeUpDevice()
-    findings = tune(device, [SHAPE], dtype="float32", precision="tf32", rounds=1)
+    findings = list(tune(device, [SHAPE], dtype="float32", precision="tf32", rounds=1))
     assert [found.strip.arithmetic for found in findings] == ["tf32", "tf32"]
     own = TABLES["forward"]["tf32"][0].tile
     assert findings[0].trials[0].tile == own
@@ -221,33 +269,3 @@ def test_no_trial_of_one_is_chosen_before_it_is_measured():
     assert choose([Trial(OWN, reason="no")]) is None
     own = Trial(OWN, 1.0, 1.0)
     assert choose([own, Trial(FURTHER, reason="no")]) is own
-
-
-class EmulatedTrials:
-    """The emulator, on which all rows take a second."""
-
-    name = "the emulator"
-
-    def __init__(self) -> None:
-        self.engine = EmulatorEngine(limits=replace(H100, cache_bytes=1))
-
-    def put(self, array):
-        held = copy_to_emulator(array)
-        return Held(held.view, held)
-
-    def get(self, held):
-        return held.owner.array.copy()
-
-    def time(self, _row):
-        return 1.0
-
-
-#: All sixteen tiles of float16 take a minute to compile.
-@pytest.mark.parametrize("dtype", ["float64", *(["float16"] if FULL else [])])
-def test_tiles_agree_on_the_emulator(dtype):
-    """What is compared here was computed, by every tile."""
-    findings = tune(EmulatedTrials(), [Shape(20, 9, 5, 5)], dtype=dtype, rounds=1)
-    assert [found.direction for found in findings] == ["forward", "backward"]
-    for found in findings:
-        assert len(found.trials) >= 3
-        assert [trial.reason for trial in found.trials] == [None] * len(found.trials)

@@ -211,6 +211,15 @@ def test_a_run_on_a_gpu_tells_what_it_depends_on():
     assert Report.from_json(GPU_REPORT.to_json()) == GPU_REPORT
 
 
+def test_how_ours_computes_is_told_once():
+    rows = [dataclasses.replace(OURS, form=form, algorithm="in strips") for form in ("a", "b")]
+    case = dataclasses.replace(CASE, rows=(*rows, DENSE))
+    report = dataclasses.replace(REPORT, cases=(case,))
+    lines = [line for line in write_markdown(report).splitlines() if "in strips" in line]
+    assert lines == ["- a and b: in strips"]
+    assert Report.from_json(report.to_json()) == report
+
+
 def test_a_floor_that_is_not_known_is_named():
     case = dataclasses.replace(CASE, matmul_rate=None, floors={}, floor_reason="no cuBLAS")
     text = write_markdown(dataclasses.replace(REPORT, cases=(case,)))

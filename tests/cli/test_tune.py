@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,13 +18,12 @@ from crisscross.gpu import tuned
 from crisscross.kernels.choices import Choice
 from crisscross.kernels.select import list_fitting
 from crisscross.kernels.tables import Strip
-from tests.bench.made_up_device import MadeUpDevice
+from tests.bench.made_up_device import PLACE, MadeUpDevice, leave_out_oracle
 from tests.kernels.emulated import H100
 
 SMALL = ["tune", "--shape", "64/8,97x97", "--rounds", "3"]
 STRIP = Strip("bfloat16", 97, 8, 64, True)
 OWN, SECOND, *OTHERS = [row.tile for row in list_fitting("forward", STRIP, H100)]
-DEVICE = ("a made-up GPU", 90)
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def path(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def device(monkeypatch) -> MadeUpDevice:
     made = MadeUpDevice({SECOND: 0.5})
+    leave_out_oracle(monkeypatch)
 
     @contextmanager
     def open_trials(name):
@@ -61,6 +62,17 @@ def asked(device, monkeypatch):
     return calls
 
 
+def read(path):
+    found = tuned.read_choices(path, PLACE)
+    return None if found is None else found.tiles
+
+
+def write(path, choices):
+    stored = tuned.replace_choices(tuned.read_file(path), PLACE, choices)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(tuned.format_file(stored))
+
+
 def test_what_is_faster_is_printed_and_stored(device, path, capsys):
     device.results = {OTHERS[0]: lambda x: 2 * x}
     assert main(SMALL) == 0
@@ -76,8 +88,8 @@ def test_what_is_faster_is_printed_and_stored(device, path, capsys):
         "forward, bfloat16, strips of 97, measured on a made-up GPU with C/C' = 64/8, 97x97" in out
     )
     assert f"Stored 1 of 2, each faster than the table's own by more than 3%, in {path}\n" in out
-    assert tuned.read_choices(path, *DEVICE) == {("forward", STRIP): Choice(SECOND, 1.0, 2.0)}
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert read(path) == {("forward", STRIP): Choice(SECOND, 1.0, 2.0)}
+    assert {each.name for each in path.parent.iterdir()} == {path.name, f"{path.name}.lock"}
 
 
 def test_what_is_no_longer_faster_is_forgotten_and_the_rest_stays(device, path, capsys):
@@ -85,21 +97,103 @@ def test_what_is_no_longer_faster_is_forgotten_and_the_rest_stays(device, path, 
     own, slower, *_ = [row.tile for row in list_fitting("backward", STRIP, H100)]
     tiles = {("forward", STRIP): SECOND, back: slower, other: SECOND}
     old = {key: Choice(tile, 1.0, 3.0) for key, tile in tiles.items()}
-    path.parent.mkdir()
-    path.write_text(tuned.write_choices(path, *DEVICE, old))
+    write(path, old)
     device.seconds = {}
     # Where the table's own has no number, nothing is learnt.
     device.results = {own: lambda x: x * float("nan")}
     assert main(SMALL) == 0
     assert "Stored 0 of 2" in capsys.readouterr().out
-    assert set(tuned.read_choices(path, *DEVICE)) == {back, other}
+    assert set(read(path)) == {back, other}
+
+
+def test_what_others_store_meanwhile_stays(device, path, monkeypatch):
+    """Minutes lie between the beginning and the end, and another device's tuner may run in them."""
+    other = {("forward", STRIP._replace(length=96)): Choice(SECOND, 1.0, 3.0)}
+    tune = crisscross.cli.tune.tune
+
+    def store_and_tune(*arguments, **options):
+        write(path, other)
+        return tune(*arguments, **options)
+
+    monkeypatch.setattr(crisscross.cli.tune, "tune", store_and_tune)
+    assert main(SMALL) == 0
+    assert read(path) == {**other, ("forward", STRIP): Choice(SECOND, 1.0, 2.0)}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such lock")
+@pytest.mark.parametrize("moment", ["read_choices", "replace"])
+def test_the_file_is_locked_from_reading_to_replacing(device, path, monkeypatch, moment):
+    import fcntl
+
+    owner = crisscross.cli.tune if moment == "read_choices" else Path
+    do, tried = getattr(owner, moment), []
+
+    def try_lock(*arguments):
+        with open(f"{path}.lock", "ab") as lock:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            tried.append(arguments)
+        return do(*arguments)
+
+    monkeypatch.setattr(owner, moment, try_lock)
+    assert main(SMALL) == 0 and tried
+    # And free in the end.
+    with open(f"{path}.lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (BenchError("the table's own tiles do not run"), 1, "the table's own tiles do not run"),
+        (RuntimeError("cudaErrorIllegalAddress"), 1, "cudaErrorIllegalAddress"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_was_found_before_it_ends_is_stored_and_printed(
+    device, path, monkeypatch, capsys, error, code, words
+):
+    tune = crisscross.cli.tune.tune
+
+    def tune_and_fail(*arguments, **options):
+        yield from tune(*arguments, **options)
+        raise error
+
+    monkeypatch.setattr(crisscross.cli.tune, "tune", tune_and_fail)
+    assert main(SMALL) == code
+    out, err = capsys.readouterr()
+    assert "Stored 1 of 2" in out and out.count("chosen") == 2
+    assert err.startswith("crisscross tune: ") and words in err and err.count("\n") == 1
+    assert read(path) == {("forward", STRIP): Choice(SECOND, 1.0, 2.0)}
+
+
+@pytest.mark.parametrize("part", ["find_unavailability", "open_trials"])
+def test_a_gpu_of_another_is_one_line(device, path, monkeypatch, capsys, part):
+    def fail(_name):
+        raise RuntimeError("the device is busy")
+
+    monkeypatch.setattr(crisscross.cli.tune, part, fail)
+    assert main(SMALL) == 1
+    expected = "crisscross tune: cannot measure on cuda:0: RuntimeError: the device is busy\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_a_measurement_that_fails_is_no_file_that_cannot_be_written(
+    device, path, monkeypatch, capsys
+):
+    def fail(*_arguments, **_options):
+        raise OSError("the terminal is gone")
+
+    monkeypatch.setattr(crisscross.cli.tune, "tune", fail)
+    assert main(SMALL) == 1
+    assert capsys.readouterr() == ("", "crisscross tune: cannot print: the terminal is gone\n")
 
 
 def test_the_defaults_are_those_of_the_bench(asked, path):
     assert main(["tune"]) == 0
     options = {"dtype": "bfloat16", "precision": "ieee", "channel_axis": -1, "rounds": 9}
     assert asked == [(GPU_SHAPES, options)]
-    assert json.loads(path.read_text())["devices"].popitem()[1] == []
+    assert json.loads(path.read_text())["devices"] == {}
 
 
 def test_the_options(asked, path):
@@ -190,7 +284,7 @@ def test_what_ends_it_leaves_what_was_stored(device, path, monkeypatch, capsys, 
     assert main(SMALL) == code
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("crisscross tune: ") and words in err
-    assert path.read_bytes() == stored and len(list(path.parent.iterdir())) == 1
+    assert path.read_bytes() == stored and len(list(path.parent.iterdir())) == 2
 
 
 def test_a_device_whose_own_tiles_fail_has_a_table_without_numbers(
