@@ -44,6 +44,11 @@ REGISTERS = 65536
 COUNTED = Path(__file__).with_name("registers.json")
 COUNTED_WITH = (12, 9)
 SPARE = 8
+#: Bytes that another NVRTC spills, by its major version, architecture and configuration.
+_ADDING = "a strip of up to 112 by 128 threads, 16 bytes at a time, adding"
+SPILLED = {
+    (13, 80, f"strip_backward_mma, {dtype}, {_ADDING}"): 40 for dtype in ("float16", "bfloat16")
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,8 @@ PAIRS = list_pairs()
 def test_resources(pair):
     configuration, architecture = pair
     found = compile_for(configuration, architecture)
-    assert found.spilled_bytes == 0
+    known = (nvrtc.getVersion()[0], architecture, str(configuration))
+    assert found.spilled_bytes <= SPILLED.get(known, 0)
     if nvrtc.getVersion() == COUNTED_WITH:
         counted = json.loads(COUNTED.read_text())
         assert found.registers <= counted[str(configuration)][str(architecture)] + SPARE

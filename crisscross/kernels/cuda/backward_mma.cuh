@@ -61,7 +61,10 @@ using Products = float[row_tiles][column_tiles][4];
 // sums += left . right^T over the channels of a chunk, of which there are `size`.
 __device__ __forceinline__ void add_products(Products& sums, const Lane& lane, const Row* left,
                                              const Row* right, int size) {
-#pragma unroll 1
+  // All of a chunk where compilers find the registers for it. (Elsewhere they spill some, and, for no
+  // reason that could be found, NVRTC 13 for sm_80 does here if they come one by one.)
+  constexpr int at_once = ADDS || !IS_ALIGNED || KEYS > 112 ? 1 : CHANNELS / 32;
+#pragma unroll at_once
   for (int step = 0; step < CHANNELS; step += 32) {
     if (step >= size) break;  // zeros from here on, for all threads
     unsigned rows[row_tiles][2][4];

@@ -81,7 +81,10 @@ struct Results {
   // sums += factors . rows, of the chunk's channels from `channel` on; `find` gives a factor.
   template <class Find>
   __device__ __forceinline__ void add(const Lane& lane, const Row* rows, int channel, Find find) {
-#pragma unroll
+    // Beyond 112 keys compilers would read ahead until registers spill. Single pairs take factors
+    // that are in registers.
+    constexpr int at_once = pairs > 1 && KEYS > 112 ? 2 : key_steps;
+#pragma unroll at_once
     for (int step = 0; step < key_steps; step++) {
       unsigned right[pairs][4];
 #pragma unroll
