@@ -24,7 +24,7 @@ expected = crisscross.criss_cross_attention(q, k, v, backend="reference")
 np.testing.assert_allclose(out, expected, 1e-10)
 crisscross.criss_cross_attention_backward(v, q, k, v, out, lse)
 
-for module in ("crisscross.torch", "crisscross.jax", "crisscross.testing"):
+for module in ("crisscross.torch", "crisscross.jax", "crisscross.plot", "crisscross.testing"):
     try:
         __import__(module)
     except crisscross.MissingDependencyError as error:

@@ -15,6 +15,8 @@ from crisscross.errors import (
 )
 from crisscross.ops import (
     Explanation,
+    attention_entropy,
+    attention_map,
     axial_attention,
     axial_attention_backward,
     ca_map,
@@ -24,6 +26,7 @@ from crisscross.ops import (
     ca_weight,
     ca_weight_backward,
     clear_workspace,
+    compose_attention,
     criss_cross_attention,
     criss_cross_attention_backward,
     explain,
@@ -45,6 +48,8 @@ __all__ = [
     "Explanation",
     "MissingDependencyError",
     "__version__",
+    "attention_entropy",
+    "attention_map",
     "axial_attention",
     "axial_attention_backward",
     "ca_map",
@@ -54,6 +59,7 @@ __all__ = [
     "ca_weight",
     "ca_weight_backward",
     "clear_workspace",
+    "compose_attention",
     "criss_cross_attention",
     "criss_cross_attention_backward",
     "explain",

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from crisscross.bridge import native
+from crisscross.bridge.capsule import numpy_dtype
 from crisscross.bridge.memory import allocate, copy_aligned, name_dtype
 from crisscross.dispatch import (
     Adapter,
@@ -30,6 +31,7 @@ __all__ = [
     "give_back",
     "hold",
     "name_dtype",
+    "numpy_dtype",
     "share",
     "take",
     "to_dlpack",

@@ -145,3 +145,8 @@ def numpy_bfloat16() -> np.dtype[Any]:
         ) from None
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return NumPy's dtype of that name, bfloat16 through ml_dtypes."""
+    return numpy_bfloat16() if name == "bfloat16" else np.dtype(name)

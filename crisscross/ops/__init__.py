@@ -19,10 +19,13 @@ from crisscross.ops.ccnet import (
     to_port_layout,
 )
 from crisscross.ops.explain import Explanation, explain
+from crisscross.ops.maps import attention_entropy, attention_map, compose_attention
 from crisscross.ops.merge import merge_attentions
 
 __all__ = [
     "Explanation",
+    "attention_entropy",
+    "attention_map",
     "axial_attention",
     "axial_attention_backward",
     "ca_map",
@@ -32,6 +35,7 @@ __all__ = [
     "ca_weight",
     "ca_weight_backward",
     "clear_workspace",
+    "compose_attention",
     "criss_cross_attention",
     "criss_cross_attention_backward",
     "explain",

@@ -113,9 +113,9 @@ def attention_problem(
 ) -> AttentionProblem:
     """Validate one call of the fused operation and describe it.
 
-    `specs` holds q, k, v and, where they take part, key_mask, out, lse, dout and dlse; a value of
-    None marks an argument that is no array and has been reported already. With `one_axis`,
-    `axes` is the single integer that the caller knows as `axis`.
+    `specs` holds q, k and, where they take part, v, key_mask, out, lse, dout and dlse; a value of
+    None marks an argument that is no array and has been reported already. Without v, D_v is D_qk.
+    With `one_axis`, `axes` is the single integer that the caller knows as `axis`.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def _check_problem(
     findings.raise_if_any()
 
     # Nothing was found, so everything is there; the assertions tell the type checker.
-    q, v = specs["q"], specs["v"]
+    q, v = specs["q"], specs.get("v", specs["q"])
     assert q is not None and v is not None
     assert heads_ is not None and channel_axis_ is not None and axes_ is not None
     return AttentionProblem(

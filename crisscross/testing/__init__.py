@@ -4,7 +4,8 @@
 oracle within a tolerance derived from the plain formula's own error.
 """
 
-from crisscross.testing.arrays import LAYOUTS, fill_case, lay_out, make_case, numpy_dtype
+from crisscross.bridge import numpy_dtype
+from crisscross.testing.arrays import LAYOUTS, fill_case, lay_out, make_case
 from crisscross.testing.cases import AttentionCase, assert_matches_reference
 from crisscross.testing.strategies import attention_cases, attention_problems
 

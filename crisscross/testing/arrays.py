@@ -7,17 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from crisscross.bridge.capsule import numpy_bfloat16
+from crisscross.bridge import numpy_dtype
 from crisscross.problem import AttentionProblem, split_heads
 from crisscross.testing.cases import AttentionCase
 
 #: Memory layouts that `lay_out` knows. "reversed" has negative strides, which some libraries lack.
 LAYOUTS = ("contiguous", "permuted", "strided", "offset", "reversed")
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return NumPy's dtype of that name, bfloat16 through ml_dtypes."""
-    return numpy_bfloat16() if name == "bfloat16" else np.dtype(name)
 
 
 def lay_out(array: np.ndarray, layout: str) -> np.ndarray:

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 import crisscross
-from crisscross import cpu, reference, testing
+from crisscross import cpu, nn, plot, reference, testing
 from crisscross.ops.backends import Backend
 
 FUNCTIONS = {
+    "attention_map",
+    "compose_attention",
+    "attention_entropy",
     "criss_cross_attention",
     "criss_cross_attention_backward",
     "axial_attention",
@@ -64,6 +67,11 @@ SIGNATURES = {
     "to_dlpack": "array, like, *, copy=False",
     "explain": "q, k, v, *, scale=1.0, heads=1, axes=None, key_mask=None, channel_axis=1, "
     "precision=None, backend=None",
+    "attention_map": "q, k, *, at, scale=1.0, heads=1, axes=None, key_mask=None, channel_axis=1",
+    "compose_attention": "pairs, *, at, scale=1.0, heads=1, axes=None, key_mask=None, "
+    "channel_axis=1",
+    "attention_entropy": "q, k, *, scale=1.0, heads=1, axes=None, key_mask=None, channel_axis=1, "
+    "backend=None",
     "set_num_threads": "threads",
     "get_num_threads": "",
     "clear_workspace": "",
@@ -110,10 +118,11 @@ def test_the_docstrings(name):
         assert any(parameter in line.split(" : ")[0].split(", ") for line in documented), parameter
 
 
-@pytest.mark.parametrize("name", testing.__all__)
-def test_the_testing_room_is_documented(name):
-    assert hasattr(testing, name)
-    value = getattr(testing, name)
+@pytest.mark.parametrize(
+    ("room", "name"), [(room, name) for room in (testing, nn, plot) for name in room.__all__]
+)
+def test_other_rooms_are_documented(room, name):
+    value = getattr(room, name)
     assert not callable(value) or inspect.getdoc(value)
 
 

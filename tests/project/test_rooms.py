@@ -19,6 +19,7 @@ FLOORS = [
     {"problem"},
     {"dispatch"},
     {"bridge"},
+    {"arithmetic"},
     {"kernels"},
     {"reference", "cpu", "gpu"},
     {"ops"},
@@ -40,6 +41,7 @@ FOREIGN = {
     "skimage": {"cli"},
     "PIL": {"cli"},
     "rich": {"cli"},
+    "safetensors": {"nn"},
 }
 #: Where a module is named by a string: the one edge that points up, and the choice of a backend.
 IMPORTS_BY_NAME = {"dispatch.py", "ops/backends.py"}

@@ -1,0 +1,104 @@
+"""What is needed of an array library beyond attention, under one name for all of them.
+
+Products and sums of 16-bit numbers are computed in float32 and rounded once, by whoever calls
+`narrow`. PyTorch and JAX multiply 16 bits as they do: sums are float32 there.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from crisscross.dispatch import library_of
+
+
+def find_namespace(array: Any) -> Any:
+    """Return the module of functions on arrays of this kind."""
+    own = getattr(array, "__array_namespace__", None)
+    return sys.modules[library_of(array)] if own is None else own()
+
+
+def cast(array: Any, dtype: Any) -> Any:
+    """Return an array in another dtype."""
+    if array.dtype == dtype:
+        return array
+    if hasattr(array, "astype"):
+        return array.astype(dtype)
+    xp = find_namespace(array)
+    return xp.astype(array, dtype) if hasattr(xp, "astype") else array.to(dtype)
+
+
+def widen(array: Any) -> Any:
+    """Return float32 for 16 bits, any other as it is."""
+    is_short = str(array.dtype).removeprefix("torch.") in ("float16", "bfloat16")
+    return cast(array, find_namespace(array).float32) if is_short else array
+
+
+def place(array: np.ndarray, like: Any) -> Any:
+    """Copy a NumPy array to the library and the device of another."""
+    xp = find_namespace(like)
+    return (
+        xp.asarray(array, device=like.device) if library_of(like) == "torch" else xp.asarray(array)
+    )
+
+
+def transpose(matrices: Any) -> Any:
+    return find_namespace(matrices).moveaxis(matrices, -1, -2)
+
+
+def largest(array: Any) -> Any:
+    """Return the largest number along the last axis, which stays with size 1."""
+    xp = find_namespace(array)
+    return getattr(xp, "amax", xp.max)(array, axis=-1, keepdims=True)
+
+
+def join(arrays: Sequence[Any], axis: int) -> Any:
+    xp = find_namespace(arrays[0])
+    name = "concat" if hasattr(xp, "concat") else "concatenate"
+    return getattr(xp, name)(list(arrays), axis=axis)
+
+
+def reshape(array: Any, shape: Sequence[int]) -> Any:
+    return find_namespace(array).reshape(array, tuple(shape))
+
+
+def list_sizes(x: Any, channel_axis: int) -> tuple[int, ...]:
+    """Return the spatial sizes of (N, C, *S) or (N, *S, C)."""
+    sizes: tuple[int, ...] = x.shape[2:] if channel_axis == 1 else x.shape[1:-1]
+    return tuple(sizes)
+
+
+def spread(vector: Any, ndim: int, channel_axis: int) -> Any:
+    """View one number a channel so that it broadcasts against (N, C, *S) or (N, *S, C)."""
+    if channel_axis == -1:
+        return vector
+    return reshape(vector, (-1,) + (1,) * (ndim - 2))
+
+
+def sum_positions(array: Any, channel_axis: int) -> Any:
+    """Sum over all axes but that of the channels."""
+    axes = tuple(axis for axis in range(array.ndim) if axis != channel_axis % array.ndim)
+    return find_namespace(array).sum(array, axis=axes)
+
+
+def multiply(matrix: Any, x: Any, channel_axis: int) -> Any:
+    """Multiply the channels of every position by a matrix (outputs, inputs)."""
+    xp = find_namespace(x)
+    if channel_axis == -1:
+        return xp.matmul(x, transpose(matrix))
+    flat = reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
+    return reshape(xp.matmul(matrix, flat), (x.shape[0], matrix.shape[0], *x.shape[2:]))
+
+
+def correlate(a: Any, b: Any, channel_axis: int) -> Any:
+    """Sum, over all positions, the products of each channel of `a` with each of `b`."""
+    xp = find_namespace(a)
+    if channel_axis == -1:
+        a, b = (reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])) for x in (a, b))
+        return xp.matmul(transpose(a), b)
+    a, b = (reshape(x, (*x.shape[:2], math.prod(x.shape[2:]))) for x in (a, b))
+    return xp.sum(xp.matmul(a, transpose(b)), axis=0)

@@ -1,0 +1,365 @@
+"""Attention to look at: weights of chosen positions, through several steps too, and entropy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from crisscross.arithmetic import find_namespace, join, largest, place, reshape, widen
+from crisscross.errors import ArgumentError, ArgumentTypeError, BridgeError, Fault
+from crisscross.ops.attention import criss_cross_attention, criss_cross_attention_backward
+from crisscross.ops.call import Call
+from crisscross.problem import AttentionProblem, Findings, attention_problem
+from crisscross.problem.findings import describe_value
+
+Axes = Iterable[int] | None
+#: One position, or several.
+Positions = Sequence[int] | Sequence[Sequence[int]]
+
+
+def attention_map(
+    q: Any,
+    k: Any,
+    *,
+    at: Positions,
+    scale: float = 1.0,
+    heads: int = 1,
+    axes: Axes = None,
+    key_mask: Any = None,
+    channel_axis: int = 1,
+) -> Any:
+    """Return how much chosen positions attend to each other position, as images.
+
+    Only their own strips are computed: the map of all positions is never made.
+
+    Parameters
+    ----------
+    q, k, scale, heads, axes, key_mask, channel_axis
+        As for `criss_cross_attention`.
+    at : tuple of int, or sequence of such
+        A position, ``(y, x)`` in two dimensions, negative numbers from the end; or several.
+
+    Returns
+    -------
+    array, (N, heads, \\*S), or (N, heads, M, \\*S) for M positions
+        Weights that sum to 1, zero off the strips, and everywhere if a position has no key;
+        float32, or float64 for float64.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError, BridgeError
+        Naming every argument that does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import crisscross
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 1, 8, 5, 7))
+    >>> weights = crisscross.attention_map(q, k, at=(2, 3))
+    >>> weights.shape, int((weights > 0).sum()), round(float(weights.sum()), 6)
+    ((1, 1, 5, 7), 11, 1.0)
+    """
+    call = Call("attention_map", None, {"q": q, "k": k}, {"key_mask": key_mask})
+    options: dict[str, Any] = {
+        "scale": scale,
+        "heads": heads,
+        "axes": axes,
+        "channel_axis": channel_axis,
+    }
+    positions = check_positions(call.findings, at, _find_sizes(call, channel_axis))
+    problem = attention_problem(call.findings, call.specs, **options, precision=None)
+    return _map_positions(problem, positions, q, k, key_mask, not _is_one(at))
+
+
+def compose_attention(
+    pairs: Sequence[tuple[Any, Any]],
+    *,
+    at: Positions,
+    scale: float = 1.0,
+    heads: int = 1,
+    axes: Axes = None,
+    key_mask: Any = None,
+    channel_axis: int = 1,
+) -> Any:
+    """Return how much chosen positions see of each position through several steps of attention.
+
+    These are rows of the product ``A_R ... A_1`` of the attention maps: the effective weights
+    of ``A_R(... A_1(v))``, with two steps of criss-cross attention those of the whole image. No map
+    is made: each step but the last costs what a gradient of v costs.
+
+    Parameters
+    ----------
+    pairs : sequence of (q, k)
+        Queries and keys of each step, in the order in which they are applied.
+    at : tuple of int, or sequence of such
+        As for `attention_map`.
+    scale, heads, axes, key_mask, channel_axis
+        As for `criss_cross_attention`, for all steps.
+
+    Returns
+    -------
+    array, (N, heads, \\*S), or (N, heads, M, \\*S) for M positions
+        As of `attention_map`.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError, BridgeError
+        Naming every argument that does not fit.
+
+    Notes
+    -----
+    Heads are composed each by itself. CCNet's blocks add their input to what they attend to; these
+    are the weights of attention alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import crisscross
+    >>> q1, k1, q2, k2 = np.random.default_rng(0).standard_normal((4, 1, 8, 5, 7))
+    >>> weights = crisscross.compose_attention([(q1, k1), (q2, k2)], at=(2, 3))
+    >>> bool((weights > 0).all()), round(float(weights.sum()), 6)
+    (True, 1.0)
+    """
+    options: dict[str, Any] = {
+        "scale": scale,
+        "heads": heads,
+        "axes": axes,
+        "channel_axis": channel_axis,
+    }
+    problem, positions = _check_pairs(pairs, at, key_mask, options)
+    q, k = pairs[-1]
+    weights = _map_positions(problem, positions, q, k, key_mask, True)
+    xp = find_namespace(weights)
+    count = len(positions)
+    # (N, heads, M, *S) as values of M channels a head, in the caller's layout.
+    shape = (problem.batch, heads * count, *problem.spatial)
+    weights = reshape(weights, shape)
+    if channel_axis == -1:
+        weights = xp.moveaxis(weights, 1, -1)
+    for q, k in reversed(pairs[:-1]):
+        q, k = widen(q), widen(k)
+        # Queries of positions that nothing is seen through have no part, even if they are NaN.
+        is_seen = xp.any(weights != 0, axis=channel_axis, keepdims=True)
+        q = xp.where(is_seen, q, xp.zeros_like(q))
+        named = {**options, "key_mask": key_mask}
+        out, lse = criss_cross_attention(q, k, weights, return_lse=True, **named)
+        weights = criss_cross_attention_backward(weights, q, k, weights, out, lse, **named)[2]
+    if channel_axis == -1:
+        weights = xp.moveaxis(weights, -1, 1)
+    several = (problem.batch, heads, count, *problem.spatial)
+    one = (problem.batch, heads, *problem.spatial)
+    return reshape(weights, one if _is_one(at) else several)
+
+
+def attention_entropy(
+    q: Any,
+    k: Any,
+    *,
+    scale: float = 1.0,
+    heads: int = 1,
+    axes: Axes = None,
+    key_mask: Any = None,
+    channel_axis: int = 1,
+    backend: str | None = None,
+) -> Any:
+    """Return the entropy of each position's weights, in nats: 0 if it attends to one key alone.
+
+    With lse and the keys attended to it is ``lse - scale * <q, out>``: there is no map.
+
+    Parameters
+    ----------
+    q, k, scale, heads, axes, key_mask, channel_axis, backend
+        As for `criss_cross_attention`.
+
+    Returns
+    -------
+    array, (N, heads, \\*S)
+        At most ``log(keys)``, 0 without any key; float32, or float64 for float64.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError, BridgeError, BackendError
+        As `criss_cross_attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import crisscross
+    >>> q, k = np.zeros((2, 1, 8, 5, 7))
+    >>> entropy = crisscross.attention_entropy(q, k)  # of 11 keys that are all alike
+    >>> bool(np.allclose(entropy, np.log(11)))
+    True
+    """
+    call = Call("attention_entropy", backend, {"q": q, "k": k}, {"key_mask": key_mask})
+    options: dict[str, Any] = {
+        "scale": scale,
+        "heads": heads,
+        "axes": axes,
+        "channel_axis": channel_axis,
+    }
+    problem = attention_problem(call.findings, call.specs, **options, precision=None)
+    q, k = widen(q), widen(k)
+    out, lse = criss_cross_attention(
+        q, k, k, **options, key_mask=key_mask, return_lse=True, backend=backend
+    )
+    xp = find_namespace(q)
+    with np.errstate(all="ignore"):
+        products = _put_heads_first(q * out, problem)
+        entropy = lse - problem.scale * xp.sum(products, axis=2)
+    # Rounding may leave a little less than nothing; without any key lse is -inf. NaN remains.
+    return xp.where(entropy < 0, xp.zeros_like(entropy), entropy)
+
+
+def _check_pairs(
+    pairs: Any, at: Any, key_mask: Any, options: dict[str, Any]
+) -> tuple[AttentionProblem, list[tuple[int, ...]]]:
+    """Hold every pair to the first; return the problem of the last."""
+    findings = Findings("compose_attention")
+    if not _is_sequence(pairs) or not len(pairs) or not all(_is_pair(pair) for pair in pairs):
+        findings.add("pairs", "at least one (q, k)", describe_value(pairs), Fault.TYPE)
+        findings.raise_if_any()
+    first: AttentionProblem | None = None
+    positions: list[tuple[int, ...]] = []
+    for number, (q, k) in enumerate(pairs):
+        leader = {"pairs[0].q": pairs[0][0]} if number else {}
+        arrays = {**leader, "q": q, "k": k}
+        call = Call("compose_attention", None, arrays, {"key_mask": key_mask})
+        if number == 0:
+            sizes = _find_sizes(call, options["channel_axis"])
+            positions = check_positions(call.findings, at, sizes)
+        if first is not None:
+            free: list[Any] = list(first.q_shape)
+            free[first.channel_axis] = "channels"
+            reason = "like pairs[0].q but for the channels"
+            call.findings.check_shape("q", call.specs["q"], tuple(free), reason)
+            call.findings.check_dtype("q", call.specs["q"], first.dtype, "like pairs[0].q")
+        try:
+            problem = attention_problem(call.findings, call.specs, **options, precision=None)
+        except (ArgumentError, ArgumentTypeError, BridgeError) as error:
+            for mismatch in error.mismatches:
+                if mismatch.argument.partition(".")[0].partition("[")[0] in ("q", "k"):
+                    name = f"pairs[{number}].{mismatch.argument}"
+                    mismatch = dataclasses.replace(mismatch, argument=name)
+                if mismatch not in findings.mismatches:
+                    findings.mismatches.append(mismatch)
+        else:
+            first = first or problem
+    findings.raise_if_any()
+    return problem, positions
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == 2
+
+
+def _is_sequence(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _is_one(at: Any) -> bool:
+    return not any(_is_sequence(each) for each in at)
+
+
+def _find_sizes(call: Call, channel_axis: object) -> tuple[int, ...] | None:
+    spec = call.specs["q"] or call.specs["k"]
+    if spec is None or spec.ndim < 3 or channel_axis not in (1, -1):
+        return None
+    return spec.shape[2:] if channel_axis == 1 else spec.shape[1:-1]
+
+
+def check_positions(
+    findings: Findings, at: Any, spatial: tuple[int, ...] | None
+) -> list[tuple[int, ...]]:
+    """Return one or several positions, counted from the front; report what is none.
+
+    Without sizes only what cannot be a position in any image is reported.
+    """
+    expected = "a position, such as (y, x), or several"
+    if not _is_sequence(at) or not len(at):
+        findings.add("at", expected, describe_value(at), Fault.TYPE)
+        return []
+    positions = []
+    for each in [at] if _is_one(at) else at:
+        if not _is_sequence(each):
+            findings.add("at", expected, describe_value(at), Fault.TYPE)
+            continue
+        numbers = [findings.check_integer("at", number) for number in each]
+        known = [number for number in numbers if number is not None]
+        if spatial is None or len(known) < len(numbers):
+            continue
+        fits = len(known) == len(spatial) and all(
+            -size <= number < size for number, size in zip(known, spatial, strict=True)
+        )
+        if not fits:
+            findings.add("at", f"a position in {tuple(spatial)}", str(tuple(known)))
+            continue
+        positions.append(tuple(number % size for number, size in zip(known, spatial, strict=True)))
+    return positions
+
+
+def _map_positions(
+    problem: AttentionProblem,
+    positions: list[tuple[int, ...]],
+    q: Any,
+    k: Any,
+    key_mask: Any,
+    stack: bool,
+) -> Any:
+    xp = find_namespace(q)
+    q, k = (_put_heads_first(widen(x), problem) for x in (q, k))
+    with np.errstate(all="ignore"):  # NaN and infinity give NaN, as in attention itself
+        maps = [_map_position(problem, position, q, k, key_mask) for position in positions]
+    return xp.stack(maps, axis=2) if stack else maps[0]
+
+
+def _put_heads_first(array: Any, problem: AttentionProblem) -> Any:
+    """View (N, heads, D, *S)."""
+    moved = find_namespace(array).moveaxis(array, problem.channel_axis, 1)
+    shape = (problem.batch, problem.heads, moved.shape[1] // problem.heads, *problem.spatial)
+    return reshape(moved, shape)
+
+
+def _map_position(
+    problem: AttentionProblem, position: tuple[int, ...], q: Any, k: Any, key_mask: Any
+) -> Any:
+    """Weights of one position: energies of each of its strips, self in the first of them only."""
+    xp = find_namespace(q)
+    query = q[(..., *position)][..., None]
+    parts, hidden = [], []
+    for number, axis in enumerate(problem.axes):
+        strip = (*position[:axis], slice(None), *position[axis + 1 :])
+        parts.append(problem.scale * xp.sum(query * k[(..., *strip)], axis=2))
+        is_key = np.ones(problem.spatial[axis], bool)
+        is_key[position[axis]] = number == 0
+        keys = xp.broadcast_to(place(is_key, q), parts[-1].shape)
+        if key_mask is not None:
+            keys = keys & key_mask[(slice(None), *strip)][:, None, :]
+        hidden.append(~keys)
+    energies, is_hidden = join(parts, -1), join(hidden, -1)
+    energies = xp.where(is_hidden, xp.zeros_like(energies) - np.inf, energies)
+    peak = largest(energies)
+    weights = xp.exp(energies - xp.where(xp.isfinite(peak), peak, xp.zeros_like(peak)))
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    weights = weights / xp.where(total == 0, xp.ones_like(total), total)
+
+    image, first = 0, 0
+    for axis in problem.axes:
+        length = problem.spatial[axis]
+        part = weights[..., first : first + length]
+        first += length
+        others = [1] * len(problem.spatial)
+        others[axis] = length
+        part = reshape(part, (*part.shape[:2], *others))
+        on_strip = np.ones(problem.spatial, bool)
+        for other, number in enumerate(position):
+            if other != axis:
+                shape = [1] * len(position)
+                shape[other] = -1
+                on_strip &= (np.arange(problem.spatial[other]) == number).reshape(shape)
+        image = image + xp.where(place(on_strip, q), part, xp.zeros_like(part))
+    return image
