@@ -1,0 +1,123 @@
+"""Layers that attend, each with its gradients: what they compute goes on the tape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from crisscross.arithmetic import (
+    cast,
+    find_namespace,
+    largest,
+    list_sizes,
+    reshape,
+    transpose,
+    widen,
+)
+from crisscross.nn.tape import Tape
+from crisscross.ops import (
+    axial_attention,
+    axial_attention_backward,
+    criss_cross_attention,
+    criss_cross_attention_backward,
+)
+
+
+def attend(q: Any, k: Any, v: Any, options: dict[str, Any], tape: Tape | None) -> Any:
+    """Attend along strips, by `criss_cross_attention` with these options."""
+    if tape is None:
+        return criss_cross_attention(q, k, v, **options)
+    out, lse = criss_cross_attention(q, k, v, return_lse=True, **options)
+
+    def pull(dout: Any) -> Any:
+        return criss_cross_attention_backward(cast(dout, v.dtype), q, k, v, out, lse, **options)
+
+    tape.record(out, (q, k, v), pull)
+    return out
+
+
+def attend_to_all(q: Any, k: Any, v: Any, options: dict[str, Any], tape: Tape | None) -> Any:
+    """Attend to all positions: one strip through all of them, with memory that does not grow."""
+    channel_axis = options["channel_axis"]
+    flat_q, flat_k, flat_v = (_flatten(x, channel_axis) for x in (q, k, v))
+    options = {**options, "axis": 0}
+    if tape is None:
+        return reshape(axial_attention(flat_q, flat_k, flat_v, **options), v.shape)
+    flat_out, lse = axial_attention(flat_q, flat_k, flat_v, return_lse=True, **options)
+    out = reshape(flat_out, v.shape)
+
+    def pull(dout: Any) -> tuple[Any, ...]:
+        dout = reshape(dout, flat_out.shape)
+        gradients = axial_attention_backward(dout, flat_q, flat_k, flat_v, flat_out, lse, **options)
+        return tuple(reshape(dx, x.shape) for dx, x in zip(gradients, (q, k, v), strict=True))
+
+    tape.record(out, (q, k, v), pull)
+    return out
+
+
+def _flatten(x: Any, channel_axis: int) -> Any:
+    count = math.prod(list_sizes(x, channel_axis))
+    if channel_axis == 1:
+        return reshape(x, (*x.shape[:2], count))
+    return reshape(x, (x.shape[0], count, x.shape[-1]))
+
+
+def multiply_by_all(q: Any, k: Any, v: Any, channel_axis: int, tape: Tape | None) -> Any:
+    """Return ``q (k^T v) / N`` over all N positions: attention without softmax, in linear time."""
+    xp = find_namespace(q)
+    flat = [widen(_flatten(x, channel_axis)) for x in (q, k, v)]
+    # Positions as rows, whatever the layout: views.
+    rows = [transpose(x) if channel_axis == 1 else x for x in flat]
+    count = rows[0].shape[-2]
+    wide_q, wide_k, wide_v = rows
+    products = xp.matmul(transpose(wide_k), wide_v) / count
+
+    def shape_back(array: Any, like: Any) -> Any:
+        turned = transpose(array) if channel_axis == 1 else array
+        return cast(reshape(turned, like.shape), like.dtype)
+
+    out = shape_back(xp.matmul(wide_q, products), v)
+
+    def pull(dout: Any) -> tuple[Any, ...]:
+        dflat = widen(_flatten(dout, channel_axis))
+        drows = transpose(dflat) if channel_axis == 1 else dflat
+        dproducts = xp.matmul(transpose(wide_q), drows) / count
+        return (
+            shape_back(xp.matmul(drows, transpose(products)), q),
+            shape_back(xp.matmul(wide_v, transpose(dproducts)), k),
+            shape_back(xp.matmul(wide_k, dproducts), v),
+        )
+
+    if tape is not None:
+        tape.record(out, (q, k, v), pull)
+    return out
+
+
+def attend_channels(x: Any, channel_axis: int, tape: Tape | None) -> Any:
+    """Let channels attend to each other: the less alike two of an image are, the more (DANet)."""
+    xp = find_namespace(x)
+    flat = widen(_flatten(x, channel_axis))
+    rows = flat if channel_axis == 1 else transpose(flat)  # channels as rows
+    energies = xp.matmul(rows, transpose(rows))
+    # The softmax over max - energy, relative to its own largest: min - energy.
+    weights = xp.exp(-largest(-energies) - energies)
+    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+
+    def shape_back(array: Any) -> Any:
+        turned = array if channel_axis == 1 else transpose(array)
+        return cast(reshape(turned, x.shape), x.dtype)
+
+    out = shape_back(xp.matmul(weights, rows))
+
+    def pull(dout: Any) -> tuple[Any, ...]:
+        dflat = widen(_flatten(dout, channel_axis))
+        drows = dflat if channel_axis == 1 else transpose(dflat)
+        dweights = xp.matmul(drows, transpose(rows))
+        delta = xp.sum(dweights * weights, axis=-1, keepdims=True)
+        denergies = -weights * (dweights - delta)  # of the energies, which come with a minus
+        symmetric = denergies + transpose(denergies)
+        return (shape_back(xp.matmul(transpose(weights), drows) + xp.matmul(symmetric, rows)),)
+
+    if tape is not None:
+        tape.record(out, (x,), pull)
+    return out

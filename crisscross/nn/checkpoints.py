@@ -1,0 +1,257 @@
+"""Parameters in files, and those of CCNet, mmcv and PaddleSeg by our names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from crisscross.arithmetic import find_namespace
+from crisscross.bridge import from_dlpack, name_dtype, numpy_dtype
+from crisscross.errors import ArgumentError, Mismatch, MissingDependencyError
+
+#: Suffix -> what parameters may be in such a file.
+_FORMATS = {
+    ".npz": ("float16", "float32", "float64"),
+    ".safetensors": ("float16", "bfloat16", "float32", "float64"),
+}
+#: Names in safetensors files -> dtypes.
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+
+def save_parameters(path: str | os.PathLike[str], parameters: Mapping[str, Any]) -> None:
+    """Write parameters to a ``.npz`` (without pickle) or a ``.safetensors`` file.
+
+    Parameters
+    ----------
+    path
+        Its suffix decides the format. safetensors needs the extra of that name; bfloat16, which
+        ``.npz`` does not know, needs safetensors.
+    parameters : mapping of str to array
+        Arrays on the CPU, of any library.
+
+    Raises
+    ------
+    ArgumentError
+        If the suffix is another, or the format does not know a dtype.
+    MissingDependencyError
+        If the package safetensors is not installed.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from crisscross import nn
+    >>> parameters = nn.init_criss_cross_block(16, seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "block.npz"
+    ...     nn.save_parameters(path, parameters)
+    ...     sorted(nn.load_parameters(path)) == sorted(parameters)
+    True
+    """
+    suffix = _read_suffix("save_parameters", path)
+    # In C order, and not by `ascontiguousarray`, which gives a single number an axis.
+    arrays = {name: np.array(from_dlpack(x), order="C") for name, x in parameters.items()}
+    dtypes = {name: name_dtype(x.dtype) for name, x in arrays.items()}
+    _check_dtypes("save_parameters", "parameters", dtypes, suffix)
+    if suffix == ".safetensors":
+        _import_safetensors().numpy.save_file(arrays, path)
+        return
+    named: Any = arrays
+    with open(path, "wb") as file:
+        np.savez(file, **named)  # numbers alone: nothing is pickled
+
+
+def load_parameters(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read parameters from a ``.npz`` or a ``.safetensors`` file; nothing in it is executed.
+
+    Raises
+    ------
+    ArgumentError
+        If the suffix is another, or the file holds a dtype that is no parameter's.
+    ValueError
+        If a ``.npz`` file holds Python objects.
+    MissingDependencyError
+        If the package safetensors is not installed.
+    """
+    suffix = _read_suffix("load_parameters", path)
+    if suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        dtypes = {name: name_dtype(array.dtype) for name, array in arrays.items()}
+        _check_dtypes("load_parameters", str(path), dtypes, suffix)
+        return arrays
+    tensors = dict(_import_safetensors().deserialize(Path(path).read_bytes()))
+    dtypes = {name: _DTYPES.get(x["dtype"], x["dtype"]) for name, x in tensors.items()}
+    _check_dtypes("load_parameters", str(path), dtypes, suffix)
+    return {
+        name: np.frombuffer(x["data"], numpy_dtype(dtypes[name])).reshape(x["shape"]).copy()
+        for name, x in tensors.items()
+    }
+
+
+def _read_suffix(function: str, path: str | os.PathLike[str]) -> str:
+    suffix = Path(path).suffix
+    if suffix not in _FORMATS:
+        expected = f"a name that ends in one of {tuple(_FORMATS)}"
+        raise ArgumentError(function, [Mismatch("path", expected, repr(str(path)))])
+    return suffix
+
+
+def _check_dtypes(function: str, where: str, dtypes: Mapping[str, str], suffix: str) -> None:
+    expected = f"one of {', '.join(_FORMATS[suffix])} in a {suffix} file"
+    found = [
+        Mismatch(f"{where}[{name!r}].dtype", expected, dtype)
+        for name, dtype in dtypes.items()
+        if dtype not in _FORMATS[suffix]
+    ]
+    if found:
+        raise ArgumentError(function, found)
+
+
+def _import_safetensors() -> ModuleType:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise MissingDependencyError(
+            ".safetensors files need the package safetensors: pip install safetensors"
+        ) from None
+    return safetensors
+
+
+# Renaming: the parts of a head, then what is within.
+
+_CCNET = (
+    (r"^conv1([ab])\.", r"conv\1."),
+    (r"^pc\.", "cca."),
+)
+_MMCV = (
+    (r"^convs\.0\.conv\.", "conva.0."),
+    (r"^convs\.0\.bn\.", "conva.1."),
+    (r"^convs\.1\.conv\.", "convb.0."),
+    (r"^convs\.1\.bn\.", "convb.1."),
+    (r"^conv_cat\.conv\.", "bottleneck.0."),
+    (r"^conv_cat\.bn\.", "bottleneck.1."),
+    (r"^conv_seg\.", "bottleneck.3."),
+    (r"gamma\.scale$", "gamma"),
+)
+_PADDLESEG = (
+    (r"^out\.conv_bn_relu\.", "bottleneck."),
+    (r"^out\.conv\.", "bottleneck.3."),
+    (r"\bq_conv\.", "query_conv."),
+    (r"\bk_conv\.", "key_conv."),
+    (r"\bv_conv\.", "value_conv."),
+    (r"\._conv\.", ".0."),
+    (r"\._batch_norm\._mean$", ".1.running_mean"),
+    (r"\._batch_norm\._variance$", ".1.running_var"),
+    (r"\._batch_norm\.", ".1."),
+)
+_OURS = re.compile(
+    r"(conva|convb|bottleneck)\.(0\.weight|1\.(weight|bias|running_mean|running_var))"
+    r"|bottleneck\.3\.(weight|bias)"
+    r"|(cca\.)?(\d+\.)?((query|key|value)_conv\.(weight|bias)|gamma)"
+)
+
+
+def from_ccnet(state: Mapping[str, Any], *, epsilon: float = 1e-5) -> dict[str, Any]:
+    """Take the parameters of a block or a head out of a state dict of the original CCNet.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        Of the module itself, or of a whole network, whose head is ``head``; with or without
+        ``module.`` in front. The names of older checkpoints (``conv1a``, ``pc``) do too.
+    epsilon : float
+        CCNet's InPlaceABN multiplies by the absolute value of its weight, plus this.
+
+    Returns
+    -------
+    dict of str to array
+        For `criss_cross_block` or `rcca_head`. The arrays are those of `state`, but for the weights
+        of norms.
+
+    Raises
+    ------
+    ArgumentError
+        Naming what the head holds that is none of its parameters, or if there is nothing.
+    """
+    found = _rename("from_ccnet", state, "head.", _CCNET)
+    for name, array in found.items():
+        if re.fullmatch(r"\w+\.1\.weight", name):
+            found[name] = find_namespace(array).abs(array) + epsilon
+    return found
+
+
+def from_mmcv(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the parameters of a block or a head out of a state dict of mmcv or mmsegmentation.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        Of mmcv's ``CrissCrossAttention``, of mmsegmentation's ``CCHead``, or of a whole segmentor,
+        whose head is ``decode_head``.
+
+    Returns
+    -------
+    dict of str to array
+        For `criss_cross_block`, or for `rcca_head` with ``activation="relu"``.
+
+    Raises
+    ------
+    ArgumentError
+        Naming what the head holds that is none of its parameters, or if there is nothing.
+    """
+    return _rename("from_mmcv", state, "decode_head.", _MMCV)
+
+
+def from_paddleseg(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the parameters of a block or a head out of a state dict of PaddleSeg.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        Of PaddleSeg's ``CrissCrossAttention``, its ``RCCAModule``, or its ``CCNet``, whose head is
+        ``head``.
+
+    Returns
+    -------
+    dict of str to array
+        For `criss_cross_block`, or for `rcca_head` with ``last_activation="relu"``. A bias that
+        PaddleSeg adds before its last norm is subtracted from the norm's running mean.
+
+    Raises
+    ------
+    ArgumentError
+        Naming what the head holds that is none of its parameters, or if there is nothing.
+    """
+    shifted = dict(state)
+    for name in state:
+        mean = name.replace("._conv.bias", "._batch_norm._mean")
+        if name.endswith("out.conv_bn_relu._conv.bias") and mean in state:
+            shifted[mean] = state[mean] - shifted.pop(name)
+    return _rename("from_paddleseg", shifted, "head.", _PADDLESEG)
+
+
+def _rename(
+    function: str, state: Mapping[str, Any], head: str, rules: tuple[tuple[str, str], ...]
+) -> dict[str, Any]:
+    names = {name: name.removeprefix("module.") for name in state}
+    if any(name.startswith(head) for name in names.values()):
+        names = {old: new.removeprefix(head) for old, new in names.items() if new.startswith(head)}
+    found, unknown = {}, []
+    for old, new in names.items():
+        for pattern, replacement in rules:
+            new = re.sub(pattern, replacement, new)
+        if _OURS.fullmatch(new):
+            found[new] = state[old]
+        elif not new.endswith("num_batches_tracked"):
+            unknown.append(Mismatch("state", "parameters of a block or a head", repr(old)))
+    if not found and not unknown:
+        unknown.append(Mismatch("state", "parameters of a block or a head", "none"))
+    if unknown:
+        raise ArgumentError(function, unknown)
+    return found

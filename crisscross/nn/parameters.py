@@ -1,0 +1,131 @@
+"""A block's parameters, by the names of the originals: read once, with every mismatch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from typing import Any
+
+from crisscross.bridge import describe
+from crisscross.dispatch import library_of
+from crisscross.errors import Fault
+from crisscross.problem import ArraySpec, Findings
+from crisscross.problem.findings import describe_value, format_shape
+
+#: Name -> array, as in a state dict.
+Parameters = Mapping[str, Any]
+
+
+class Reader:
+    """Reads the parameters of one call of a block, and collects what does not fit.
+
+    Whatever `take_...` returns may be used only after `finish`, which raises if anything was found.
+    """
+
+    def __init__(self, function: str, parameters: Any, x: Any, channel_axis: object) -> None:
+        self.findings = Findings(function)
+        self._read: set[str] = set()
+        self._prefix = ""
+        self._parameters: Parameters = parameters
+        if not isinstance(parameters, Mapping):
+            expected = "a mapping of names to arrays"
+            self.findings.add("parameters", expected, describe_value(parameters), Fault.TYPE)
+            self._parameters = {}
+        self.channel_axis = self.findings.check_channel_axis(channel_axis) or 1
+        description = describe(self.findings, "x", x)
+        spec = None if description is None else description.spec
+        self._device = None if description is None else description.device
+        self._library = None if description is None else library_of(x)
+        self.dtype = self.findings.check_features({"x": spec}, ("x",))
+        self.spatial_ndim, self.channels = 2, 0
+        if spec is not None and spec.ndim < 3:
+            expected = "(N, C, *S) or (N, *S, C)"
+            self.findings.add("x.shape", expected, format_shape(spec.shape))
+        elif spec is not None:
+            self.spatial_ndim, self.channels = spec.ndim - 2, spec.shape[self.channel_axis]
+        if spec is None or self.findings.mismatches:
+            self.findings.raise_if_any()  # what the parameters are to be follows from x
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._parameters
+
+    def within(self, prefix: str) -> Reader:
+        """Return a reader of the parameters whose names begin so, for the same call."""
+        inner = copy(self)  # what was found and read is shared
+        inner._prefix = self._prefix + prefix
+        return inner
+
+    def take_matrix(self, name: str, outputs: int, inputs: int) -> Any:
+        """Take the weight of a convolution of size 1: (outputs, inputs), or with sizes of 1."""
+        array, spec = self._take(name)
+        if spec is not None:
+            further = (spec.shape[2:], (1,) * len(spec.shape[2:]))
+            fits = len(further[0]) in (0, self.spatial_ndim) and further[0] == further[1]
+            if spec.shape[:2] != (outputs, inputs) or not fits:
+                expected = format_shape((outputs, inputs, *["1"] * self.spatial_ndim))
+                self._add(name, f"{expected} or {(outputs, inputs)}", spec)
+        return array
+
+    def take_kernel(self, name: str, outputs: int, inputs: int) -> Any:
+        """Take the weight of a convolution of odd sizes, one for each spatial axis."""
+        array, spec = self._take(name)
+        if spec is not None:
+            sizes = spec.shape[2:]
+            fits = len(sizes) == self.spatial_ndim and all(size % 2 == 1 for size in sizes)
+            if spec.shape[:2] != (outputs, inputs) or not fits:
+                odd = format_shape((outputs, inputs, *["odd"] * self.spatial_ndim))
+                self._add(name, odd, spec)
+        return array
+
+    def take_vector(self, name: str, size: int) -> Any:
+        """Take a vector of one number a channel."""
+        array, spec = self._take(name)
+        if spec is not None and spec.shape != (size,):
+            self._add(name, f"({size},)", spec)
+        return array
+
+    def take_scalar(self, name: str) -> Any:
+        """Take a single number: (1,) or ()."""
+        array, spec = self._take(name)
+        if spec is not None and tuple(spec.shape) not in ((), (1,)):
+            self._add(name, "(1,)", spec)
+        return array
+
+    def take_optional_vector(self, name: str, size: int) -> Any:
+        return self.take_vector(name, size) if name in self else None
+
+    def count_outputs(self, name: str) -> int:
+        """Return how many rows a weight has, 0 where there is none."""
+        shape = tuple(getattr(self._parameters.get(self._prefix + name), "shape", ()))
+        return int(shape[0]) if shape else 0
+
+    def _take(self, name: str) -> tuple[Any, ArraySpec | None]:
+        name = self._prefix + name
+        self._read.add(name)
+        if name not in self._parameters:
+            self.findings.add(f"parameters[{name!r}]", "an array", "nothing of that name")
+            return None, None
+        array, label = self._parameters[name], f"parameters[{name!r}]"
+        description = describe(self.findings, label, array)
+        if description is None:
+            return array, None
+        if (library := library_of(array)) != self._library:
+            expected = f"an array of {self._library} like x"
+            self.findings.add(label, expected, f"an array of {library}", Fault.TYPE)
+        elif description.device != self._device:
+            self.findings.add(f"{label}.device", f"{self._device} like x", str(description.device))
+        if self.dtype is not None:
+            self.findings.check_dtype(label, description.spec, self.dtype, "like x")
+        return array, description.spec
+
+    def _add(self, name: str, expected: str, spec: ArraySpec) -> None:
+        label = f"parameters[{self._prefix + name!r}].shape"
+        self.findings.add(label, expected, format_shape(spec.shape))
+
+    def finish(self) -> None:
+        """Raise if anything did not fit, parameters that nothing reads included."""
+        unread = [name for name in self._parameters if name not in self._read]
+        if unread:
+            expected = f"names among {sorted(self._read)}"
+            self.findings.add("parameters", expected, ", ".join(map(repr, unread)))
+        self.findings.raise_if_any()

@@ -1,0 +1,254 @@
+"""CCNet's head: convolutions around the recurrent attention, and a classifier of every pixel."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crisscross.arithmetic import cast, place, widen
+from crisscross.nn.criss_cross import read_recurrence, repeat
+from crisscross.nn.layers import (
+    convolve,
+    join_channels,
+    keep_channels,
+    normalise,
+    project,
+    rectify,
+    shift_and_scale,
+    standardise,
+)
+from crisscross.nn.parameters import Parameters, Reader
+from crisscross.nn.tape import Tape
+from crisscross.problem.findings import describe_value
+
+NORMS = ("batch", "group", None)
+ACTIVATIONS = ("leaky_relu", "relu", None)
+_SLOPES = {"leaky_relu": 0.01, "relu": 0.0}
+
+
+class _Unit(NamedTuple):
+    """A convolution with its normalisation and activation."""
+
+    name: str
+    weight: Any
+    norm: dict[str, Any]
+    slope: float | None
+
+
+class Training(NamedTuple):
+    """What `rcca_head` does otherwise while training.
+
+    Attributes
+    ----------
+    generator : numpy.random.Generator or None
+        Draws which channels are dropped; None drops none.
+    dropout : float
+        The share of channels that are dropped before the classifier; 0.1, as in CCNet.
+    momentum : float
+        The share of new statistics in the running ones.
+    """
+
+    generator: np.random.Generator | None = None
+    dropout: float = 0.1
+    momentum: float = 0.1
+
+
+def rcca_head(
+    parameters: Parameters,
+    x: Any,
+    *,
+    recurrence: int | None = None,
+    norm: str | None = "batch",
+    groups: int = 32,
+    epsilon: float = 1e-5,
+    activation: str | None = "leaky_relu",
+    last_activation: str | None = "same",
+    training: Training | None = None,
+    channel_axis: int = 1,
+    precision: str | None = None,
+    backend: str | None = None,
+    tape: Tape | None = None,
+) -> Any:
+    """Classify every position: CCNet's head without its backbone (ICCV 2019, section 3.1).
+
+    ``conva`` reduces the channels, ``cca`` attends R times, ``convb`` follows; its result is put
+    beside x, and ``bottleneck`` makes logits of both.
+
+    Parameters
+    ----------
+    parameters : mapping of str to array
+        CCNet's names: ``conva.0.weight`` (M, C, 3, 3), ``cca.*`` as for `criss_cross_block`,
+        ``convb.0.weight`` (M, M, 3, 3), ``bottleneck.0.weight`` (B, C + M, 3, 3),
+        ``bottleneck.3.weight`` (classes, B) and ``.bias``; and of each norm, ``conva.1``,
+        ``convb.1`` and ``bottleneck.1``, ``.weight``, ``.bias``, and for "batch" ``.running_mean``
+        and ``.running_var``. Widths are the arrays'.
+    x : array, (N, C, \\*S)
+        Features of the backbone. In d dimensions kernels have d sizes.
+    recurrence : int, optional
+        R. By default 2, as in the paper, or as many as `parameters` has sets of ``cca`` for.
+    norm : {"batch", "group", None}
+        "batch" takes the running statistics, but for `training`.
+    groups : int
+        Of "group".
+    epsilon : float
+        Added to variances.
+    activation : {"leaky_relu", "relu", None}
+        "leaky_relu" has the slope 0.01 of CCNet's checkpoints; ports have "relu".
+    last_activation : {"same", "leaky_relu", "relu", None}
+        Of ``bottleneck``, where it differs: PaddleSeg's is "relu".
+    training : Training, optional
+        With it, "batch" takes the statistics of x, channels are dropped, and the running statistics
+        that follow are returned too.
+    channel_axis, precision, backend
+        As for `criss_cross_attention`.
+    tape : Tape, optional
+        Where to record what gradients need.
+
+    Returns
+    -------
+    logits : array, (N, classes, \\*S)
+    statistics : dict of str to array
+        Only with `training`: ``running_mean`` and ``running_var`` by name, to be put in the place
+        of those in `parameters`.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError
+        Naming every parameter and argument that does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from crisscross import nn
+    >>> parameters = nn.init_rcca_head(64, classes=19, inner=16, outer=32, seed=0, gamma=0.1)
+    >>> x = np.random.default_rng(0).standard_normal((1, 64, 9, 11), np.float32)
+    >>> nn.rcca_head(parameters, x, recurrence=2).shape
+    (1, 19, 9, 11)
+    """
+    reader = Reader("rcca_head", parameters, x, channel_axis)
+    head = _read(reader, recurrence, norm, groups, (activation, last_activation))
+    reader.finish()
+    statistics: dict[str, Any] = {}
+    details = _Details(norm, groups, epsilon, channel_axis, training, statistics, tape)
+
+    features = _apply(head.before, x, details)
+    options = {"channel_axis": channel_axis, "precision": precision, "backend": backend}
+    features = repeat(head.steps, features, options, tape)
+    features = _apply(head.after, features, details)
+    features = join_channels(x, features, channel_axis, tape)
+    features = _apply(head.bottleneck, features, details)
+    if training is not None and training.generator is not None:
+        kept = _draw_kept(training, features, channel_axis)
+        features = keep_channels(features, kept, channel_axis, tape)
+    logits = project(features, *head.classifier, channel_axis, tape)
+    return logits if training is None else (logits, statistics)
+
+
+class _Head(NamedTuple):
+    before: _Unit
+    steps: list[Parameters]
+    after: _Unit
+    bottleneck: _Unit
+    classifier: tuple[Any, Any]
+
+
+class _Details(NamedTuple):
+    norm: str | None
+    groups: int
+    epsilon: float
+    channel_axis: int
+    training: Training | None
+    statistics: dict[str, Any]
+    tape: Tape | None
+
+
+def _read(
+    reader: Reader,
+    recurrence: int | None,
+    norm: str | None,
+    groups: object,
+    activations: tuple[str | None, str | None],
+) -> _Head:
+    findings = reader.findings
+    if norm not in NORMS:
+        findings.add("norm", f"one of {NORMS}", describe_value(norm))
+    slopes: list[float | None] = []
+    for name, activation in zip(("activation", "last_activation"), activations, strict=True):
+        known = activation in ACTIVATIONS or (name == "last_activation" and activation == "same")
+        if not known:
+            findings.add(name, f"one of {ACTIVATIONS}", describe_value(activation))
+        slopes.append(
+            slopes[0] if activation == "same" and slopes else _SLOPES.get(activation or "")
+        )
+
+    findings.raise_if_any()  # which parameters there are to be follows from the norm
+
+    inner, outer = (reader.count_outputs(f"{name}.0.weight") for name in ("conva", "bottleneck"))
+    classes = reader.count_outputs("bottleneck.3.weight")
+
+    def read(name: str, outputs: int, inputs: int, slope: float | None) -> _Unit:
+        weight = reader.take_kernel(f"{name}.0.weight", outputs, inputs)
+        found = {}
+        if norm is not None:
+            for part in ("weight", "bias"):
+                found[part] = reader.take_vector(f"{name}.1.{part}", outputs)
+        if norm == "batch":
+            for part in ("running_mean", "running_var"):
+                found[part] = reader.take_vector(f"{name}.1.{part}", outputs)
+        if norm == "group":
+            count = findings.check_integer("groups", groups)
+            if count is not None and (count < 1 or outputs % count):
+                expected = f"a divisor of {outputs}, the channels of {name}"
+                findings.add("groups", expected, str(count))
+        return _Unit(name, weight, found, slope)
+
+    before = read("conva", inner, reader.channels, slopes[0])
+    within = reader.within("cca.")
+    steps = read_recurrence(within, inner, recurrence, 2)
+    after = read("convb", inner, inner, slopes[0])
+    bottleneck = read("bottleneck", outer, reader.channels + inner, slopes[1])
+    classifier = (
+        reader.take_matrix("bottleneck.3.weight", classes, outer),
+        reader.take_vector("bottleneck.3.bias", classes),
+    )
+    return _Head(before, steps, after, bottleneck, classifier)
+
+
+def _apply(unit: _Unit, x: Any, details: _Details) -> Any:
+    """Convolve, normalise and activate."""
+    axis, tape = details.channel_axis, details.tape
+    x = convolve(x, unit.weight, axis, tape)
+    if details.norm == "batch" and details.training is None:
+        mean, variance = unit.norm["running_mean"], unit.norm["running_var"]
+        x = normalise(x, mean, variance, details.epsilon, axis, tape)
+    elif details.norm is not None:
+        groups = details.groups if details.norm == "group" else None
+        x, mean, variance = standardise(x, groups, details.epsilon, axis, tape)
+        if details.training is not None and groups is None:
+            _follow(unit, mean, variance, x, details)
+    if details.norm is not None:
+        x = shift_and_scale(x, unit.norm["weight"], unit.norm["bias"], axis, tape)
+    return x if unit.slope is None else rectify(x, unit.slope, tape)
+
+
+def _follow(unit: _Unit, mean: Any, variance: Any, x: Any, details: _Details) -> None:
+    """Move the running statistics towards those of a batch; the variance without bias."""
+    assert details.training is not None
+    share = details.training.momentum
+    count = np.prod(
+        [size for axis, size in enumerate(x.shape) if axis != details.channel_axis % x.ndim]
+    )
+    unbiased = variance * (float(count) / max(float(count) - 1, 1))
+    for part, new in (("running_mean", mean), ("running_var", unbiased)):
+        old = unit.norm[part]
+        moved = (1 - share) * widen(old) + share * new
+        details.statistics[f"{unit.name}.1.{part}"] = cast(moved, old.dtype)
+
+
+def _draw_kept(training: Training, x: Any, channel_axis: int) -> Any:
+    """Draw, for each image, which channels are kept: 0, or what makes up for those dropped."""
+    assert training.generator is not None
+    drawn = training.generator.random((x.shape[0], x.shape[channel_axis]))
+    kept = (drawn >= training.dropout) / (1 - training.dropout)
+    return cast(place(kept, x), x.dtype)

@@ -1,0 +1,103 @@
+"""What does not fit is named, all of it at once, before anything is computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from crisscross import ArgumentError, ArgumentTypeError, nn
+
+X = np.random.default_rng(0).standard_normal((1, 8, 3, 4)).astype(np.float32)
+BLOCK = nn.init_criss_cross_block(8, inner=2, gamma=0.5)
+HEAD = nn.init_rcca_head(8, classes=3, inner=4, outer=6, gamma=0.5)
+NON_LOCAL = nn.init_non_local_block(8, inner=2)
+
+
+def without(parameters, *names):
+    return {name: array for name, array in parameters.items() if name not in names}
+
+
+CASES = [
+    (nn.criss_cross_block, [], X, {}, ArgumentTypeError,
+     ["parameters: expected a mapping of names to arrays, got list []"]),
+    (nn.criss_cross_block, BLOCK, 3, {}, ArgumentTypeError,
+     ["x: expected an array of NumPy ... got int"]),
+    (nn.criss_cross_block, BLOCK, X[0, 0], {}, ArgumentError,
+     ["x.shape: expected (N, C, *S) or (N, *S, C), got (3, 4)"]),
+    (nn.criss_cross_block, BLOCK, X.astype(int), {}, ArgumentTypeError,
+     ["x.dtype: expected one of float16, bfloat16, float32, float64, got int64"]),
+    (nn.criss_cross_block, BLOCK, X, {"channel_axis": 2}, ArgumentError,
+     ["channel_axis: expected 1 (N, C, *S) or -1 (N, *S, C), got 2"]),
+    (nn.criss_cross_block, without(BLOCK, "gamma", "key_conv.bias"), X, {}, ArgumentError,
+     ["parameters['gamma']: expected an array, got nothing of that name",
+      "parameters['key_conv.bias']: expected an array, got nothing of that name"]),
+    (nn.criss_cross_block, {**BLOCK, "spare": X}, X, {}, ArgumentError,
+     ["parameters: expected names among ['gamma', 'key_conv.bias' ... got 'spare'"]),
+    (nn.criss_cross_block, {**BLOCK, "gamma": 0.5}, X, {}, ArgumentTypeError,
+     ["parameters['gamma']: expected an array of NumPy ... got float"]),
+    (nn.criss_cross_block, {**BLOCK, "gamma": np.zeros(2, "f4")}, X, {}, ArgumentError,
+     ["parameters['gamma'].shape: expected (1,), got (2,)"]),
+    (nn.criss_cross_block,
+     {**BLOCK, "key_conv.weight": np.zeros((3, 8), "f4"), "value_conv.bias": np.zeros(1, "f4")},
+     X, {}, ArgumentError,
+     ["parameters['key_conv.weight'].shape: expected (2, 8, 1, 1) or (2, 8), got (3, 8)",
+      "parameters['value_conv.bias'].shape: expected (8,), got (1,)"]),
+    (nn.criss_cross_block, {**BLOCK, "query_conv.weight": np.zeros((2, 8, 3, 3), "f4")}, X, {},
+     ArgumentError, ["expected (2, 8, 1, 1) or (2, 8), got (2, 8, 3, 3)"]),
+    (nn.criss_cross_block, {**BLOCK, "query_conv.weight": np.zeros((2, 8, 1), "f4")}, X, {},
+     ArgumentError, ["expected (2, 8, 1, 1) or (2, 8), got (2, 8, 1)"]),
+    (nn.criss_cross_block, {**BLOCK, "gamma": np.zeros(1)}, X, {}, ArgumentTypeError,
+     ["parameters['gamma'].dtype: expected float32 like x, got float64"]),
+    (nn.criss_cross_block, {**BLOCK, "gamma": torch.zeros(1)}, X, {}, ArgumentTypeError,
+     ["parameters['gamma']: expected an array of numpy like x, got an array of torch"]),
+    (nn.criss_cross_block, BLOCK, X, {"recurrence": -1}, ArgumentError,
+     ["recurrence: expected at least 0, got -1"]),
+    (nn.criss_cross_block, BLOCK, X, {"recurrence": 1.5}, ArgumentTypeError,
+     ["recurrence: expected an integer, got 1.5"]),
+    (nn.criss_cross_block, nn.init_criss_cross_block(8, recurrence=2), X, {"recurrence": 3},
+     ArgumentError, ["recurrence: expected 2, as many as there are parameters for, got 3"]),
+    (nn.position_attention_block, without(BLOCK, "gamma"), X, {}, ArgumentError,
+     ["parameters['gamma']: expected an array, got nothing of that name"]),
+    (nn.channel_attention_block, BLOCK, X, {}, ArgumentError,
+     ["parameters: expected names among ['gamma'], got 'query_conv.weight', ... 'key_conv.bias'"]),
+    (nn.non_local_block, NON_LOCAL, X, {"mode": "gaussian"}, ArgumentError,
+     ["mode: expected one of ('embedded_gaussian', 'dot_product'), got 'gaussian'"]),
+    (nn.non_local_block, {**NON_LOCAL, "W.weight": np.zeros((8, 3), "f4")}, X, {}, ArgumentError,
+     ["parameters['W.weight'].shape: expected (8, 2, 1, 1) or (8, 2), got (8, 3)"]),
+    (nn.rcca_head, HEAD, X, {"norm": "layer"}, ArgumentError,
+     ["norm: expected one of ('batch', 'group', None), got 'layer'"]),
+    (nn.rcca_head, HEAD, X, {"activation": "gelu", "last_activation": "elu"}, ArgumentError,
+     ["activation: expected one of ('leaky_relu', 'relu', None), got 'gelu'",
+      "last_activation: expected one of ('leaky_relu', 'relu', None), got 'elu'"]),
+    (nn.rcca_head, {**HEAD, "conva.0.weight": np.zeros((4, 8, 2, 3), "f4")}, X, {}, ArgumentError,
+     ["parameters['conva.0.weight'].shape: expected (4, 8, odd, odd), got (4, 8, 2, 3)"]),
+    (nn.rcca_head, {**HEAD, "cca.gamma": np.zeros(3, "f4")}, X, {}, ArgumentError,
+     ["parameters['cca.gamma'].shape: expected (1,), got (3,)"]),
+    (nn.rcca_head, HEAD, X, {"norm": None}, ArgumentError,
+     ["parameters: ... got 'conva.1.weight', 'conva.1.bias', "]),
+    (nn.rcca_head, without(HEAD, "conva.1.running_var"), X, {}, ArgumentError,
+     ["parameters['conva.1.running_var']: expected an array, got nothing of that name"]),
+    (nn.rcca_head,
+     without(HEAD, *(name for name in HEAD if "running" in name)), X,
+     {"norm": "group", "groups": 4}, ArgumentError,
+     ["groups: expected a divisor of 6, the channels of bottleneck, got 4"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_errors(number):
+    """Three dots stand for what is left out; each line is a mismatch."""
+    function, parameters, x, options, kind, expected = CASES[number]
+    with pytest.raises(kind) as raised:
+        function(parameters, x, **options)
+    found = list(map(str, raised.value.mismatches))
+    assert len(found) == len(expected)
+    for line, pattern in zip(found, expected, strict=True):
+        assert all(part in line for part in pattern.split(" ... ")), line
+    assert raised.value.function == function.__name__
+
+
+def test_options_of_attention_are_its_own_to_check():
+    with pytest.raises(ArgumentError, match=r"^criss_cross_attention: 2 mismatches\n.*heads = 3"):
+        nn.criss_cross_block(BLOCK, X, heads=3)
