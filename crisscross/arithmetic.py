@@ -79,10 +79,29 @@ def spread(vector: Any, ndim: int, channel_axis: int) -> Any:
     return reshape(vector, (-1,) + (1,) * (ndim - 2))
 
 
+def sum_axes(array: Any, axes: Sequence[int]) -> Any:
+    """Sum over axes, which stay with size 1.
+
+    One after the other: NumPy adds up along outer axes number by number, and of millions in float32
+    little would be right.
+    """
+    xp = find_namespace(array)
+    for axis in axes:
+        array = xp.sum(array, axis=axis, keepdims=True)
+    return array
+
+
 def sum_positions(array: Any, channel_axis: int) -> Any:
     """Sum over all axes but that of the channels."""
-    axes = tuple(axis for axis in range(array.ndim) if axis != channel_axis % array.ndim)
-    return find_namespace(array).sum(array, axis=axes)
+    axes = [axis for axis in range(array.ndim) if axis != channel_axis % array.ndim]
+    return reshape(sum_axes(array, axes[::-1]), (array.shape[channel_axis],))
+
+
+def make_zeros(shape: Sequence[int], like: Any) -> Any:
+    """Make zeros in the library, dtype and device of another array."""
+    xp = find_namespace(like)
+    device = {"device": like.device} if library_of(like) == "torch" else {}
+    return xp.zeros(tuple(shape), dtype=like.dtype, **device)
 
 
 def multiply(matrix: Any, x: Any, channel_axis: int) -> Any:

@@ -4,7 +4,7 @@
 
 Features are (N, electrodes, patches, 200). Half of the channels, four heads of 25, attend over the
 electrodes at the same time; the other half over time at the same electrode; each half has a softmax
-of its own. 25 is not a multiple of 8, and the plane is rectangular: nothing is padded or copied.
+of its own. 25 is not a multiple of 8, and the plane is rectangular: nothing is padded for that.
 Parameters have the names of the original's state dict.
 """
 

@@ -80,18 +80,17 @@ def read_recurrence(
     reader: Reader, channels: int, recurrence: int | None, usual: int = 1
 ) -> list[Parameters]:
     """Read the parameters of each of R recurrences."""
-    own = 0
+    own, count = 0, None
     while f"{own}.gamma" in reader:
         own += 1
     if recurrence is not None:
-        wanted = reader.findings.check_integer("recurrence", recurrence)
-        if wanted is not None and (wanted < 0 or (own and wanted != own)):
+        count = reader.findings.check_integer("recurrence", recurrence)
+        if count is not None and (count < 0 or (own and count != own)):
             expected = f"{own}, as many as there are parameters for" if own else "at least 0"
-            reader.findings.add("recurrence", expected, str(wanted))
-    count = recurrence if isinstance(recurrence, int) else (own or usual)
+            reader.findings.add("recurrence", expected, str(count))
     if own:
         return [read_step(reader.within(f"{number}."), channels) for number in range(own)]
-    return [read_step(reader, channels)] * count
+    return [read_step(reader, channels)] * (usual if count is None else count)
 
 
 def read_step(reader: Reader, channels: int) -> Parameters:

@@ -191,7 +191,7 @@ def init_rcca_head(
     dict of str to numpy.ndarray
     """
     maker = _Maker(seed, dtype, spatial_ndim)
-    inner = channels // 4 if inner is None else inner
+    inner = max(channels // 4, 1) if inner is None else inner
     for name, outputs, inputs in (
         ("conva", inner, channels),
         ("convb", inner, inner),

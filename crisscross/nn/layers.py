@@ -12,9 +12,11 @@ from crisscross.arithmetic import (
     find_namespace,
     join,
     list_sizes,
+    make_zeros,
     multiply,
     reshape,
     spread,
+    sum_axes,
     sum_positions,
     transpose,
     widen,
@@ -24,8 +26,8 @@ from crisscross.nn.tape import Tape
 
 def project(x: Any, weight: Any, bias: Any, channel_axis: int, tape: Tape | None) -> Any:
     """Multiply the channels of each position: a convolution of size 1."""
-    matrix, wide = widen(reshape(weight, weight.shape[:2])), widen(x)
-    out = multiply(matrix, wide, channel_axis)
+    matrix = widen(reshape(weight, weight.shape[:2]))
+    out = multiply(matrix, widen(x), channel_axis)
     if bias is not None:
         out = out + spread(widen(bias), x.ndim, channel_axis)
     out = cast(out, x.dtype)
@@ -33,7 +35,7 @@ def project(x: Any, weight: Any, bias: Any, channel_axis: int, tape: Tape | None
     def pull(dout: Any) -> tuple[Any, ...]:
         dout = widen(dout)
         dx = cast(multiply(transpose(matrix), dout, channel_axis), x.dtype)
-        dweight = cast(correlate(dout, wide, channel_axis), x.dtype)
+        dweight = cast(correlate(dout, widen(x), channel_axis), x.dtype)
         dbias = None if bias is None else cast(sum_positions(dout, channel_axis), x.dtype)
         return dx, reshape(dweight, weight.shape), dbias
 
@@ -45,20 +47,21 @@ def project(x: Any, weight: Any, bias: Any, channel_axis: int, tape: Tape | None
 def convolve(x: Any, weight: Any, channel_axis: int, tape: Tape | None) -> Any:
     """Convolve with odd sizes and zeros around, as PyTorch does: (outputs, inputs, *sizes)."""
     sizes = weight.shape[2:]
-    kernel, padded = widen(weight), _pad(widen(x), sizes, channel_axis)
+    kernel = widen(weight)
     offsets = list(itertools.product(*map(range, sizes)))
 
     def look(array: Any, offset: tuple[int, ...]) -> Any:
         window = [slice(o, o + n) for o, n in zip(offset, list_sizes(x, channel_axis), strict=True)]
         return array[(*[slice(None)] * (2 if channel_axis == 1 else 1), *window, ...)]
 
+    padded = _pad(widen(x), sizes, channel_axis)
     out = sum(
         multiply(kernel[(..., *offset)], look(padded, offset), channel_axis) for offset in offsets
     )
     out = cast(out, x.dtype)
 
     def pull(dout: Any) -> tuple[Any, ...]:
-        dout = widen(dout)
+        dout, padded = widen(dout), _pad(widen(x), sizes, channel_axis)
         around = _pad(dout, sizes, channel_axis)
         dx = sum(
             multiply(
@@ -80,12 +83,10 @@ def convolve(x: Any, weight: Any, channel_axis: int, tape: Tape | None) -> Any:
 
 def _pad(x: Any, sizes: tuple[int, ...], channel_axis: int) -> Any:
     """Put zeros around, half a kernel on each side."""
-    xp = find_namespace(x)
     for number, size in enumerate(sizes):
         axis, half = number + (2 if channel_axis == 1 else 1), size // 2
         if half:
-            shape = (*x.shape[:axis], half, *x.shape[axis + 1 :])
-            zeros = xp.zeros_like(xp.broadcast_to(xp.sum(x), shape))
+            zeros = make_zeros((*x.shape[:axis], half, *x.shape[axis + 1 :]), x)
             x = join((zeros, x, zeros), axis)
     return x
 
@@ -112,17 +113,19 @@ def standardise(x: Any, groups: int | None, epsilon: float, channel_axis: int, t
     count = math.prod(view.shape[axis] for axis in axes)
 
     def average(array: Any) -> Any:
-        return xp.sum(array, axis=axes, keepdims=True) / count
+        return sum_axes(array, axes[::-1]) / count
 
     mean = average(view)
+    mean = mean + average(view - mean)  # what rounding took, of large numbers
     centred = view - mean
     variance = average(centred * centred)
     factor = 1 / xp.sqrt(variance + epsilon)
-    standard = centred * factor
-    out = cast(reshape(standard, x.shape), x.dtype)
+    out = cast(reshape(centred * factor, x.shape), x.dtype)
+    grouped = tuple(view.shape)
 
     def pull(dout: Any) -> tuple[Any, ...]:
-        dview = reshape(widen(dout), view.shape)
+        dview = reshape(widen(dout), grouped)
+        standard = (reshape(widen(x), grouped) - mean) * factor
         dview = factor * (dview - average(dview) - standard * average(dview * standard))
         return (cast(reshape(dview, x.shape), x.dtype),)
 
@@ -135,13 +138,14 @@ def standardise(x: Any, groups: int | None, epsilon: float, channel_axis: int, t
 
 def shift_and_scale(x: Any, weight: Any, bias: Any, channel_axis: int, tape: Tape | None) -> Any:
     """Multiply each channel by a number, and add one."""
-    factor, wide = spread(widen(weight), x.ndim, channel_axis), widen(x)
-    out = cast(wide * factor + spread(widen(bias), x.ndim, channel_axis), x.dtype)
+    factor = spread(widen(weight), x.ndim, channel_axis)
+    out = cast(widen(x) * factor + spread(widen(bias), x.ndim, channel_axis), x.dtype)
 
     def pull(dout: Any) -> tuple[Any, ...]:
         dout = widen(dout)
-        dweight, dbias = (sum_positions(each, channel_axis) for each in (dout * wide, dout))
-        return cast(dout * factor, x.dtype), cast(dweight, x.dtype), cast(dbias, x.dtype)
+        dweight, dbias = (sum_positions(each, channel_axis) for each in (dout * widen(x), dout))
+        dx = cast(dout * factor, x.dtype)
+        return dx, cast(dweight, weight.dtype), cast(dbias, bias.dtype)
 
     if tape is not None:
         tape.record(out, (x, weight, bias), pull)
@@ -165,7 +169,9 @@ def rectify(x: Any, slope: float, tape: Tape | None) -> Any:
     xp = find_namespace(x)
 
     def bend(array: Any) -> Any:
-        return xp.where(x > 0, array, cast(array * slope, array.dtype))
+        # Not multiplied by a slope of zero, which would make NaN of infinity. NaN remains.
+        low = cast(array * slope, array.dtype) if slope else xp.zeros_like(array)
+        return xp.where(x <= 0, low, array)
 
     out = bend(x)
     if tape is not None:
@@ -202,12 +208,12 @@ def keep_channels(x: Any, kept: Any, channel_axis: int, tape: Tape | None) -> An
 def add_scaled(x: Any, attended: Any, gamma: Any, tape: Tape | None) -> Any:
     """Return ``gamma * attended + x``; `gamma` is a single number, (1,) or ()."""
     xp = find_namespace(x)
-    wide, factor = widen(attended), widen(gamma)
-    out = cast(wide * factor + widen(x), x.dtype)
+    factor = widen(gamma)
+    out = cast(widen(attended) * factor + widen(x), x.dtype)
 
     def pull(dout: Any) -> tuple[Any, ...]:
         dwide = widen(dout)
-        dgamma = cast(reshape(xp.sum(dwide * wide), gamma.shape), x.dtype)
+        dgamma = cast(reshape(xp.sum(dwide * widen(attended)), gamma.shape), x.dtype)
         return dout, cast(dwide * factor, x.dtype), dgamma
 
     if tape is not None:

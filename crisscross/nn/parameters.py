@@ -9,7 +9,7 @@ from typing import Any
 from crisscross.bridge import describe
 from crisscross.dispatch import library_of
 from crisscross.errors import Fault
-from crisscross.problem import ArraySpec, Findings
+from crisscross.problem import COMPUTE_DTYPES, ArraySpec, Findings
 from crisscross.problem.findings import describe_value, format_shape
 
 #: Name -> array, as in a state dict.
@@ -77,9 +77,9 @@ class Reader:
                 self._add(name, odd, spec)
         return array
 
-    def take_vector(self, name: str, size: int) -> Any:
-        """Take a vector of one number a channel."""
-        array, spec = self._take(name)
+    def take_vector(self, name: str, size: int, may_be_wide: bool = False) -> Any:
+        """Take a vector of one number a channel, which may be float32 beside 16 bits if so said."""
+        array, spec = self._take(name, may_be_wide)
         if spec is not None and spec.shape != (size,):
             self._add(name, f"({size},)", spec)
         return array
@@ -99,7 +99,7 @@ class Reader:
         shape = tuple(getattr(self._parameters.get(self._prefix + name), "shape", ()))
         return int(shape[0]) if shape else 0
 
-    def _take(self, name: str) -> tuple[Any, ArraySpec | None]:
+    def _take(self, name: str, may_be_wide: bool = False) -> tuple[Any, ArraySpec | None]:
         name = self._prefix + name
         self._read.add(name)
         if name not in self._parameters:
@@ -114,7 +114,8 @@ class Reader:
             self.findings.add(label, expected, f"an array of {library}", Fault.TYPE)
         elif description.device != self._device:
             self.findings.add(f"{label}.device", f"{self._device} like x", str(description.device))
-        if self.dtype is not None:
+        is_wide = may_be_wide and description.spec.dtype == COMPUTE_DTYPES[self.dtype or "float64"]
+        if self.dtype is not None and not is_wide:
             self.findings.check_dtype(label, description.spec, self.dtype, "like x")
         return array, description.spec
 

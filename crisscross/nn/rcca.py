@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crisscross.arithmetic import cast, place, widen
+from crisscross.errors import Fault
 from crisscross.nn.criss_cross import read_recurrence, repeat
 from crisscross.nn.layers import (
     convolve,
@@ -20,6 +21,7 @@ from crisscross.nn.layers import (
 )
 from crisscross.nn.parameters import Parameters, Reader
 from crisscross.nn.tape import Tape
+from crisscross.problem import Findings
 from crisscross.problem.findings import describe_value
 
 NORMS = ("batch", "group", None)
@@ -82,7 +84,7 @@ def rcca_head(
         ``convb.0.weight`` (M, M, 3, 3), ``bottleneck.0.weight`` (B, C + M, 3, 3),
         ``bottleneck.3.weight`` (classes, B) and ``.bias``; and of each norm, ``conva.1``,
         ``convb.1`` and ``bottleneck.1``, ``.weight``, ``.bias``, and for "batch" ``.running_mean``
-        and ``.running_var``. Widths are the arrays'.
+        and ``.running_var``, which may be float32 where x has 16 bits. Widths are the arrays'.
     x : array, (N, C, \\*S)
         Features of the backbone. In d dimensions kernels have d sizes.
     recurrence : int, optional
@@ -127,7 +129,8 @@ def rcca_head(
     (1, 19, 9, 11)
     """
     reader = Reader("rcca_head", parameters, x, channel_axis)
-    head = _read(reader, recurrence, norm, groups, (activation, last_activation))
+    activations = (activation, last_activation)
+    head = _read(reader, recurrence, norm, groups, epsilon, activations, training)
     reader.finish()
     statistics: dict[str, Any] = {}
     details = _Details(norm, groups, epsilon, channel_axis, training, statistics, tape)
@@ -168,7 +171,9 @@ def _read(
     recurrence: int | None,
     norm: str | None,
     groups: object,
+    epsilon: object,
     activations: tuple[str | None, str | None],
+    training: Any,
 ) -> _Head:
     findings = reader.findings
     if norm not in NORMS:
@@ -182,6 +187,9 @@ def _read(
             slopes[0] if activation == "same" and slopes else _SLOPES.get(activation or "")
         )
 
+    _check_training(findings, training)
+    if not findings.check_real("epsilon", epsilon) > 0:
+        findings.add("epsilon", "a positive number", describe_value(epsilon))
     findings.raise_if_any()  # which parameters there are to be follows from the norm
 
     inner, outer = (reader.count_outputs(f"{name}.0.weight") for name in ("conva", "bottleneck"))
@@ -192,10 +200,10 @@ def _read(
         found = {}
         if norm is not None:
             for part in ("weight", "bias"):
-                found[part] = reader.take_vector(f"{name}.1.{part}", outputs)
+                found[part] = reader.take_vector(f"{name}.1.{part}", outputs, may_be_wide=True)
         if norm == "batch":
             for part in ("running_mean", "running_var"):
-                found[part] = reader.take_vector(f"{name}.1.{part}", outputs)
+                found[part] = reader.take_vector(f"{name}.1.{part}", outputs, may_be_wide=True)
         if norm == "group":
             count = findings.check_integer("groups", groups)
             if count is not None and (count < 1 or outputs % count):
@@ -213,6 +221,22 @@ def _read(
         reader.take_vector("bottleneck.3.bias", classes),
     )
     return _Head(before, steps, after, bottleneck, classifier)
+
+
+def _check_training(findings: Findings, training: Any) -> None:
+    if training is None:
+        return
+    if not isinstance(training, Training):
+        findings.add("training", "None or a Training", describe_value(training), Fault.TYPE)
+        return
+    generator: Any = training.generator
+    if not isinstance(generator, np.random.Generator | None):
+        got = describe_value(generator)
+        findings.add("training.generator", "None or a numpy Generator", got, Fault.TYPE)
+    for name in ("dropout", "momentum"):
+        share = findings.check_real(f"training.{name}", getattr(training, name))
+        if not 0 <= share <= 1 or (name == "dropout" and share == 1):
+            findings.add(f"training.{name}", "a share, dropout below 1", str(share))
 
 
 def _apply(unit: _Unit, x: Any, details: _Details) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from crisscross.problem import Findings
+
 #: From the gradient of a step's output to those of its inputs; None where there is none.
 Pull = Callable[[Any], Sequence[Any]]
 
@@ -18,8 +20,9 @@ class _Step(NamedTuple):
 class Tape:
     """What blocks computed, in order, and how gradients go back through it.
 
-    A block that is given a tape records its steps there; several blocks may share one. PyTorch and
-    JAX need none: they differentiate by themselves.
+    A block that is given a tape records its steps there; several blocks may share one. What it was
+    given must not be changed in place before gradients are pulled: of most steps, only their inputs
+    are kept.
 
     Examples
     --------
@@ -57,7 +60,20 @@ class Tape:
         -------
         Gradients, arranged like `wanted`; None for what `output` was not made of, as running
         statistics are.
+
+        Raises
+        ------
+        ArgumentError
+            If no step made `output`, its gradient has another shape, or `output` was made of
+            nothing that is wanted: arrays are known by identity, not by their values.
         """
+        findings = Findings("Tape.pull")
+        if not any(step.output is output for step in self._steps):
+            findings.add("output", "what a block with this tape returned", "another array")
+        shapes = [tuple(getattr(array, "shape", ())) for array in (output, doutput)]
+        if shapes[0] != shapes[1]:
+            findings.add("doutput.shape", f"{shapes[0]} like output", str(shapes[1]))
+        findings.raise_if_any()
         kept = set(map(id, _list_arrays(wanted)))
         gradients = {id(output): doutput}
         for step in reversed(self._steps):
@@ -71,6 +87,10 @@ class Tape:
                 if gradient is not None:
                     before = gradients.get(id(array))
                     gradients[id(array)] = gradient if before is None else before + gradient
+        if not kept & set(gradients):
+            expected = "arrays that blocks with this tape were given"
+            findings.add("wanted", expected, "none of them")
+            findings.raise_if_any()
         return _rearrange(wanted, gradients)
 
 

@@ -143,7 +143,7 @@ def show_recurrence(
     figure.set_layout_engine("constrained")
     for recurrence, (ax, plane) in enumerate(zip(axes[0], planes, strict=True), 1):
         seen = np.count_nonzero(plane) / plane.size
-        title = f"R = {recurrence}: sees {seen:.1%} of the image"
+        title = f"R = {recurrence}: reaches {seen:.1%} of the image"
         show_attention(plane, image, at=at, ax=ax, title=title)
     _write(axes[0, 0], path, True)
     row: np.ndarray = axes[0]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import crisscross
-from crisscross import nn
+from crisscross import ArgumentError, nn
+from crisscross.nn.layers import rectify, standardise
 from tests.nn import definitions
 
 SPATIAL = [(5, 7), (9, 4), (1, 6), (11,), (3, 5, 4)]
@@ -115,6 +116,28 @@ def test_options_reach_attention():
     attended = crisscross.criss_cross_attention(q, k, v, **options)
     out = nn.criss_cross_block(parameters, x, **options)
     np.testing.assert_allclose(out, parameters["gamma"] * attended + x, 1e-12, 1e-12)
+
+
+def test_gradients_with_options():
+    """Two heads, a scale, a mask, one axis."""
+    parameters = nn.init_criss_cross_block(8, inner=4, gamma=0.7, **OPTIONS)
+    mask = np.random.default_rng(0).random((2, 5, 7)) < 0.7
+
+    def run(parameters, x, tape):
+        return nn.criss_cross_block(
+            parameters, x, recurrence=2, heads=2, scale=0.3, axes=(1,), key_mask=mask, tape=tape
+        )
+
+    check_gradients(run, parameters, draw((2, 8, 5, 7)))
+
+
+@pytest.mark.parametrize("recurrence", [np.int64(3), np.array(3)])
+def test_recurrence_may_be_any_integer(recurrence):
+    parameters = nn.init_criss_cross_block(8, gamma=0.7, **OPTIONS)
+    x = draw((1, 8, 4, 5))
+    expected = nn.criss_cross_block(parameters, x, recurrence=3)
+    out = nn.criss_cross_block(parameters, x, recurrence=recurrence)
+    np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("channel_axis", CHANNEL_AXES)
@@ -272,6 +295,90 @@ def test_whole_channels_are_dropped_and_the_others_make_up_for_them(channel_axis
     assert np.all(np.isclose(factors, factors[:, :, :1]))
     share = np.mean(factors[:, :, 0] == 0)
     assert 0.1 < share < 0.4 and np.any(factors[0] != factors[1])
+
+
+def test_gradients_of_dropout():
+    parameters = nn.init_rcca_head(6, classes=3, inner=8, outer=8, norm=None, gamma=0.7, **OPTIONS)
+
+    def run(parameters, x, tape):
+        training = nn.Training(np.random.default_rng(1), dropout=0.4)
+        return nn.rcca_head(parameters, x, norm=None, training=training, tape=tape)[0]
+
+    check_gradients(run, parameters, draw((2, 6, 4, 5)))
+
+
+@pytest.mark.parametrize("channel_axis", CHANNEL_AXES)
+def test_statistics_of_large_numbers(channel_axis):
+    """float32 beside float64: a million numbers around 1000, of deviation 1."""
+    x = draw((2, 4, 512, 256)).astype(np.float32) + np.float32(1000)
+    out, mean, variance = standardise(lay(x, channel_axis), None, 1e-5, channel_axis, None)
+    wide = x.astype(float)
+    exact_mean, exact_variance = (f(wide, axis=(0, 2, 3)) for f in (np.mean, np.var))
+    np.testing.assert_allclose(mean, exact_mean, 3e-7)
+    np.testing.assert_allclose(variance, exact_variance, 3e-6)
+    standard = (wide - wide.mean((0, 2, 3), keepdims=True)) / np.sqrt(
+        wide.var((0, 2, 3), keepdims=True) + 1e-5
+    )
+    np.testing.assert_allclose(out, lay(standard, channel_axis), 2e-4, 2e-4)
+
+
+def test_relu_of_infinity():
+    """In float16 a convolution overflows, and a scaled loss does: 0 * infinity is not to be NaN."""
+    x = np.array([-np.inf, -2.0, 0.0, 3.0, np.inf], np.float16)
+    tape = nn.Tape()
+    out = rectify(x, 0.0, tape)
+    np.testing.assert_array_equal(out, [0, 0, 0, 3, np.inf])
+    dout = np.full(5, np.inf, np.float16)
+    np.testing.assert_array_equal(tape.pull(out, dout, x), [0, 0, 0, np.inf, np.inf])
+    assert np.isnan(rectify(np.float32([np.nan]), 0.0, None)).all()
+
+
+def test_norms_may_be_float32_beside_16_bits():
+    """As mixed precision has them; in float16 a variance of 10^5 would be infinite."""
+    parameters = nn.init_rcca_head(6, classes=3, inner=8, outer=4, gamma=0.7, dtype="float16")
+    wide = {
+        name: array.astype(np.float32) if ".1." in name else array
+        for name, array in parameters.items()
+    }
+    wide["conva.1.running_var"][...] = 1e5
+    x = draw((2, 6, 5, 7), scale=100.0).astype(np.float16)
+    tape = nn.Tape()
+    out, statistics = nn.rcca_head(wide, x, training=nn.Training(), tape=tape)
+    assert out.dtype == np.float16 and np.isfinite(out.astype(float)).all()
+    assert {array.dtype for array in statistics.values()} == {np.dtype(np.float32)}
+    gradients = tape.pull(out, np.ones_like(out), wide)
+    found = {name: array.dtype for name, array in gradients.items() if array is not None}
+    assert found == {name: wide[name].dtype for name in found}
+
+
+def test_a_tape_of_16_bits_holds_half_of_what_one_of_32_does():
+    held = {}
+    for dtype in (np.float16, np.float32):
+        parameters = nn.init_criss_cross_block(64, gamma=0.7, dtype=np.dtype(dtype).name)
+        x = draw((1, 64, 48, 48)).astype(dtype)
+        nn.criss_cross_block(parameters, x, recurrence=2)  # whatever is kept from call to call
+        tracemalloc.start()
+        try:
+            tape = nn.Tape()
+            out = nn.criss_cross_block(parameters, x, recurrence=2, tape=tape)
+            held[dtype] = tracemalloc.get_traced_memory()[0] / x.size
+        finally:
+            tracemalloc.stop()
+        assert tape.pull(out, out, x).dtype == dtype
+    assert held[np.float16] < 0.6 * held[np.float32]
+
+
+def test_what_a_tape_does_not_know_is_an_error():
+    parameters = nn.init_criss_cross_block(8, gamma=0.7, **OPTIONS)
+    x = draw((1, 8, 4, 5))
+    tape = nn.Tape()
+    out = nn.criss_cross_block(parameters, x, tape=tape)
+    with pytest.raises(ArgumentError, match="output: expected what a block with this tape"):
+        tape.pull(out * 2, out, x)
+    with pytest.raises(ArgumentError, match=r"doutput.shape: expected \(1, 8, 4, 5\) like output"):
+        tape.pull(out, out[0], x)
+    with pytest.raises(ArgumentError, match="wanted: expected arrays that blocks with this tape"):
+        tape.pull(out, out, {name: array.copy() for name, array in parameters.items()})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

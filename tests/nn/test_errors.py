@@ -82,6 +82,13 @@ CASES = [
      without(HEAD, *(name for name in HEAD if "running" in name)), X,
      {"norm": "group", "groups": 4}, ArgumentError,
      ["groups: expected a divisor of 6, the channels of bottleneck, got 4"]),
+    (nn.rcca_head, HEAD, X, {"training": True, "epsilon": 0}, ArgumentError,
+     ["training: expected None or a Training, got True",
+      "epsilon: expected a positive number, got 0"]),
+    (nn.rcca_head, HEAD, X, {"training": nn.Training(0, dropout=1.0, momentum=1.5)}, ArgumentError,
+     ["training.generator: expected None or a numpy Generator, got 0",
+      "training.dropout: expected a share, dropout below 1, got 1.0",
+      "training.momentum: expected a share, dropout below 1, got 1.5"]),
 ]  # fmt: skip
 
 

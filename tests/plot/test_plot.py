@@ -193,8 +193,8 @@ def test_each_number_of_steps_has_its_axes():
         np.testing.assert_allclose(read_data(above), weights[0, 0], rtol=1e-12)
         np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[4, 1]])
     assert [ax.get_title() for ax in axes] == [
-        "R = 1: sees 31.4% of the image",
-        "R = 2: sees 100.0% of the image",
+        "R = 1: reaches 31.4% of the image",
+        "R = 2: reaches 100.0% of the image",
     ]
 
 
