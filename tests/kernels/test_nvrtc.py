@@ -155,11 +155,12 @@ def count_products(configuration: Configuration) -> dict[str, int]:
     Forward, channels come in steps of 16 (of 8 in tf32), keys in tiles of 8: each step of q and k
     for every tile of them, then each two tiles of channels of v for every 16 keys (8 in tf32), and
     for 8 where these are left.
-    Backward, two steps of channels for each tile of weights are written down twice, once for the
-    energies and once for their gradients; then for every 16 positions the pairs of tiles of dv that
-    are made at once, and one of dq and dk. Where a long strip streams by, dq and dk take the
-    products of the forward and once more those of energies, for gradients of weights; dv takes
-    those of the forward.
+    Backward, two steps of channels for each tile of weights, or all of a chunk where there are
+    registers, are written down twice, once for the energies and once for their gradients; then for
+    every 16 positions (of the longest strips, for two such steps) the pairs of tiles of dv that are
+    made at once, and for every 16 one of dq and dk.
+    Where a long strip streams by, dq and dk take the products of the forward and once more those of
+    energies, for gradients of weights; dv takes those of the forward.
     """
     tile = configuration.tile
     if isinstance(tile, MmaBackwardTile):
@@ -167,7 +168,12 @@ def count_products(configuration: Configuration) -> dict[str, int]:
         weights = row_tiles * tile.keys // 8 // tile.warp_columns
         is_wide = configuration.partial_dtype != configuration.dtype
         pairs = 1 if is_wide else tile.channels // 16 // tile.warp_columns
-        return {"m16n8k16": 2 * 2 * weights + row_tiles * tile.keys // 16 * 2 * (pairs + 1)}
+        is_long, steps = tile.keys > 112, tile.keys // 16
+        unrolled = configuration.is_aligned and not configuration.adds and not is_long
+        channel_steps = tile.channels // 16 if unrolled else 2
+        value_steps = 2 if is_long and pairs > 1 else steps
+        values = row_tiles * 2 * (value_steps * pairs + steps)
+        return {"m16n8k16": 2 * channel_steps * weights + values}
     assert isinstance(tile, MmaForwardTile | MmaStreamTile | MmaBackwardStreamTile)
     step = 16 if configuration.terms is None else 8
     energies = tile.channels // step * (tile.keys // 8)
