@@ -16,6 +16,6 @@ extern "C" __global__ void __launch_bounds__(threads, BLOCKS)
                                    [&](int row) { return memory.known.are_there[row]; });
   begin_own(share, memory, K, V, first_row, a);
   make_gradients<DV>(a, memory, first_row);
-  __syncthreads();  // all stages of the ring have been used
+  // What the ring held last has been used when all have begun to find what they walk along.
   make_gradients<DK>(a, memory, first_row);
 }
