@@ -16,8 +16,7 @@ extern "C" __global__ void __launch_bounds__(threads, BLOCKS)
                                    [&](int row) { return memory.known.are_there[row]; });
   begin_own(share, memory, Q, DOUT, first_row, a);
   if (memory.out) {
-    cp_async_wait<0>();
-    __syncthreads();
+    cp_async_wait<0>();  // a thread takes what it has copied itself, as `share` has it
 #pragma unroll 1
     for (int channel = 0; channel < a.head_size_v; channel += CHANNELS)
       add_to_delta(memory.known.delta, share, memory.own[first_value + channel / CHANNELS],
