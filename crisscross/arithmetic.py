@@ -1,7 +1,7 @@
 """What is needed of an array library beyond attention, under one name for all of them.
 
 Products and sums of 16-bit numbers are computed in float32 and rounded once, by whoever calls
-`narrow`. PyTorch and JAX multiply 16 bits as they do: sums are float32 there.
+`cast`. PyTorch and JAX multiply 16 bits as they do: sums are float32 there.
 """
 
 from __future__ import annotations
@@ -40,10 +40,17 @@ def widen(array: Any) -> Any:
 
 def place(array: np.ndarray, like: Any) -> Any:
     """Copy a NumPy array to the library and the device of another."""
-    xp = find_namespace(like)
-    return (
-        xp.asarray(array, device=like.device) if library_of(like) == "torch" else xp.asarray(array)
-    )
+    return find_namespace(like).asarray(array, **_name_device(like))
+
+
+def make_zeros(shape: Sequence[int], like: Any) -> Any:
+    """Make zeros in the library, dtype and device of another array."""
+    return find_namespace(like).zeros(tuple(shape), dtype=like.dtype, **_name_device(like))
+
+
+def _name_device(like: Any) -> dict[str, Any]:
+    """Say where to make an array, to a library that makes it elsewhere if it is not told."""
+    return {"device": like.device} if library_of(like) == "torch" else {}
 
 
 def transpose(matrices: Any) -> Any:
@@ -72,6 +79,14 @@ def list_sizes(x: Any, channel_axis: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def flatten(x: Any, channel_axis: int) -> Any:
+    """Put all positions on one axis: (N, C, P) or (N, P, C)."""
+    count = math.prod(list_sizes(x, channel_axis))
+    if channel_axis == 1:
+        return reshape(x, (*x.shape[:2], count))
+    return reshape(x, (x.shape[0], count, x.shape[-1]))
+
+
 def spread(vector: Any, ndim: int, channel_axis: int) -> Any:
     """View one number a channel so that it broadcasts against (N, C, *S) or (N, *S, C)."""
     if channel_axis == -1:
@@ -97,20 +112,12 @@ def sum_positions(array: Any, channel_axis: int) -> Any:
     return reshape(sum_axes(array, axes[::-1]), (array.shape[channel_axis],))
 
 
-def make_zeros(shape: Sequence[int], like: Any) -> Any:
-    """Make zeros in the library, dtype and device of another array."""
-    xp = find_namespace(like)
-    device = {"device": like.device} if library_of(like) == "torch" else {}
-    return xp.zeros(tuple(shape), dtype=like.dtype, **device)
-
-
 def multiply(matrix: Any, x: Any, channel_axis: int) -> Any:
     """Multiply the channels of every position by a matrix (outputs, inputs)."""
     xp = find_namespace(x)
     if channel_axis == -1:
         return xp.matmul(x, transpose(matrix))
-    flat = reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
-    return reshape(xp.matmul(matrix, flat), (x.shape[0], matrix.shape[0], *x.shape[2:]))
+    return reshape(xp.matmul(matrix, flatten(x, 1)), (x.shape[0], matrix.shape[0], *x.shape[2:]))
 
 
 def correlate(a: Any, b: Any, channel_axis: int) -> Any:
@@ -119,5 +126,4 @@ def correlate(a: Any, b: Any, channel_axis: int) -> Any:
     if channel_axis == -1:
         a, b = (reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])) for x in (a, b))
         return xp.matmul(transpose(a), b)
-    a, b = (reshape(x, (*x.shape[:2], math.prod(x.shape[2:]))) for x in (a, b))
-    return xp.sum(xp.matmul(a, transpose(b)), axis=0)
+    return xp.sum(xp.matmul(flatten(a, 1), transpose(flatten(b, 1))), axis=0)

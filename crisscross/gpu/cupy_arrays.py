@@ -8,8 +8,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from crisscross.bridge import name_dtype
-from crisscross.bridge.capsule import numpy_bfloat16
+from crisscross.bridge import name_dtype, numpy_dtype
 from crisscross.dispatch import Description, Held, Make, ObstacleError
 from crisscross.gpu.interface import count_elements
 from crisscross.problem import ArraySpec
@@ -50,8 +49,7 @@ def take(owner: Any, _like: Any) -> Any:
 
 def make_array(shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> Held:
     """Make an array on the current device, in the order of the current stream."""
-    numpy_dtype = numpy_bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
     memory = cupy.cuda.alloc(math.prod(shape) * ITEM_BYTES[dtype])
     in_bytes = tuple(stride * ITEM_BYTES[dtype] for stride in strides)
-    array = cupy.ndarray(shape, numpy_dtype, memory, in_bytes)
+    array = cupy.ndarray(shape, numpy_dtype(dtype), memory, in_bytes)
     return Held(View(memory.ptr, shape, strides, dtype), array)

@@ -9,8 +9,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from crisscross.bridge import name_dtype
-from crisscross.bridge.capsule import numpy_bfloat16
+from crisscross.bridge import name_dtype, numpy_dtype
 from crisscross.dispatch import Held
 from crisscross.gpu.cupy_engine import CupyEngine, find_place, open_engine
 from crisscross.gpu.tuned import Place
@@ -47,9 +46,8 @@ class CupyTrials:
 
     def get(self, held: Held) -> np.ndarray:
         """Copy back an array that was put there."""
-        dtype = held.view.dtype
-        numpy_dtype = numpy_bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
-        copied: np.ndarray = held.owner.get().view(numpy_dtype).reshape(held.view.shape)
+        dtype = numpy_dtype(held.view.dtype)
+        copied: np.ndarray = held.owner.get().view(dtype).reshape(held.view.shape)
         return copied
 
     def poison(self, held: Held) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from crisscross.arithmetic import (
     cast,
     find_namespace,
+    flatten,
     largest,
-    list_sizes,
     reshape,
     transpose,
     widen,
@@ -39,7 +38,7 @@ def attend(q: Any, k: Any, v: Any, options: dict[str, Any], tape: Tape | None) -
 def attend_to_all(q: Any, k: Any, v: Any, options: dict[str, Any], tape: Tape | None) -> Any:
     """Attend to all positions: one strip through all of them, with memory that does not grow."""
     channel_axis = options["channel_axis"]
-    flat_q, flat_k, flat_v = (_flatten(x, channel_axis) for x in (q, k, v))
+    flat_q, flat_k, flat_v = (flatten(x, channel_axis) for x in (q, k, v))
     options = {**options, "axis": 0}
     if tape is None:
         return reshape(axial_attention(flat_q, flat_k, flat_v, **options), v.shape)
@@ -55,17 +54,10 @@ def attend_to_all(q: Any, k: Any, v: Any, options: dict[str, Any], tape: Tape | 
     return out
 
 
-def _flatten(x: Any, channel_axis: int) -> Any:
-    count = math.prod(list_sizes(x, channel_axis))
-    if channel_axis == 1:
-        return reshape(x, (*x.shape[:2], count))
-    return reshape(x, (x.shape[0], count, x.shape[-1]))
-
-
 def multiply_by_all(q: Any, k: Any, v: Any, channel_axis: int, tape: Tape | None) -> Any:
     """Return ``q (k^T v) / N`` over all N positions: attention without softmax, in linear time."""
     xp = find_namespace(q)
-    flat = [widen(_flatten(x, channel_axis)) for x in (q, k, v)]
+    flat = [widen(flatten(x, channel_axis)) for x in (q, k, v)]
     # Positions as rows, whatever the layout: views.
     rows = [transpose(x) if channel_axis == 1 else x for x in flat]
     count = rows[0].shape[-2]
@@ -79,7 +71,7 @@ def multiply_by_all(q: Any, k: Any, v: Any, channel_axis: int, tape: Tape | None
     out = shape_back(xp.matmul(wide_q, products), v)
 
     def pull(dout: Any) -> tuple[Any, ...]:
-        dflat = widen(_flatten(dout, channel_axis))
+        dflat = widen(flatten(dout, channel_axis))
         drows = transpose(dflat) if channel_axis == 1 else dflat
         dproducts = xp.matmul(transpose(wide_q), drows) / count
         return (
@@ -96,7 +88,7 @@ def multiply_by_all(q: Any, k: Any, v: Any, channel_axis: int, tape: Tape | None
 def attend_channels(x: Any, channel_axis: int, tape: Tape | None) -> Any:
     """Let channels attend to each other: the less alike two of an image are, the more (DANet)."""
     xp = find_namespace(x)
-    flat = widen(_flatten(x, channel_axis))
+    flat = widen(flatten(x, channel_axis))
     rows = flat if channel_axis == 1 else transpose(flat)  # channels as rows
     energies = xp.matmul(rows, transpose(rows))
     # The softmax over max - energy, relative to its own largest: min - energy.
@@ -110,7 +102,7 @@ def attend_channels(x: Any, channel_axis: int, tape: Tape | None) -> Any:
     out = shape_back(xp.matmul(weights, rows))
 
     def pull(dout: Any) -> tuple[Any, ...]:
-        dflat = widen(_flatten(dout, channel_axis))
+        dflat = widen(flatten(dout, channel_axis))
         drows = dflat if channel_axis == 1 else transpose(dflat)
         dweights = xp.matmul(drows, transpose(rows))
         delta = xp.sum(dweights * weights, axis=-1, keepdims=True)

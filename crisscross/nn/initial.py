@@ -38,10 +38,15 @@ class _Maker:
     def constant(self, name: str, count: int, value: float) -> None:
         self.made[name] = np.full(count, value, self._dtype)
 
-    def attention(self, prefix: str, channels: int, inner: int, gamma: float) -> None:
-        for name, outputs in (("query", inner), ("key", inner), ("value", channels)):
-            self.convolution(f"{prefix}{name}_conv", outputs, channels)
-        self.constant(f"{prefix}gamma", 1, gamma)
+    def attention(
+        self, prefix: str, channels: int, inner: int, recurrence: int | None, gamma: float
+    ) -> None:
+        """Draw one set of parameters, or one for each recurrence."""
+        numbers = [""] if recurrence is None else [f"{number}." for number in range(recurrence)]
+        for number in numbers:
+            for name, outputs in (("query", inner), ("key", inner), ("value", channels)):
+                self.convolution(f"{prefix}{number}{name}_conv", outputs, channels)
+            self.constant(f"{prefix}{number}gamma", 1, gamma)
 
     def _draw(self, bound: float, shape: tuple[int, ...]) -> np.ndarray:
         return self._generator.uniform(-bound, bound, shape).astype(self._dtype)
@@ -81,9 +86,7 @@ def init_criss_cross_block(
     dict of str to numpy.ndarray
     """
     maker = _Maker(seed, dtype, spatial_ndim)
-    prefixes = [""] if recurrence is None else [f"{number}." for number in range(recurrence)]
-    for prefix in prefixes:
-        maker.attention(prefix, channels, find_inner(inner, channels), gamma)
+    maker.attention("", channels, find_inner(inner, channels), recurrence, gamma)
     return maker.made
 
 
@@ -199,8 +202,6 @@ def init_rcca_head(
     ):
         maker.convolution(f"{name}.0", outputs, inputs, size=3, bias=False)
         maker.norm(f"{name}.1", outputs, norm)
-    numbers = [""] if recurrence is None else [f"{number}." for number in range(recurrence)]
-    for number in numbers:
-        maker.attention(f"cca.{number}", inner, find_inner(None, inner), gamma)
+    maker.attention("cca.", inner, find_inner(None, inner), recurrence, gamma)
     maker.convolution("bottleneck.3", classes, outer)
     return maker.made

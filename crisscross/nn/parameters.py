@@ -43,8 +43,7 @@ class Reader:
             self.findings.add("x.shape", expected, format_shape(spec.shape))
         elif spec is not None:
             self.spatial_ndim, self.channels = spec.ndim - 2, spec.shape[self.channel_axis]
-        if spec is None or self.findings.mismatches:
-            self.findings.raise_if_any()  # what the parameters are to be follows from x
+        self.findings.raise_if_any()  # what the parameters are to be follows from x
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._parameters
@@ -59,8 +58,8 @@ class Reader:
         """Take the weight of a convolution of size 1: (outputs, inputs), or with sizes of 1."""
         array, spec = self._take(name)
         if spec is not None:
-            further = (spec.shape[2:], (1,) * len(spec.shape[2:]))
-            fits = len(further[0]) in (0, self.spatial_ndim) and further[0] == further[1]
+            sizes = spec.shape[2:]
+            fits = len(sizes) in (0, self.spatial_ndim) and all(size == 1 for size in sizes)
             if spec.shape[:2] != (outputs, inputs) or not fits:
                 expected = format_shape((outputs, inputs, *["1"] * self.spatial_ndim))
                 self._add(name, f"{expected} or {(outputs, inputs)}", spec)

@@ -25,8 +25,8 @@ from crisscross.problem import Findings
 from crisscross.problem.findings import describe_value
 
 NORMS = ("batch", "group", None)
-ACTIVATIONS = ("leaky_relu", "relu", None)
-_SLOPES = {"leaky_relu": 0.01, "relu": 0.0}
+_SLOPES = {"leaky_relu": 0.01, "relu": 0.0, None: None}
+ACTIVATIONS = tuple(_SLOPES)
 
 
 class _Unit(NamedTuple):
@@ -129,7 +129,7 @@ def rcca_head(
     (1, 19, 9, 11)
     """
     reader = Reader("rcca_head", parameters, x, channel_axis)
-    activations = (activation, last_activation)
+    activations = [activation] if last_activation == "same" else [activation, last_activation]
     head = _read(reader, recurrence, norm, groups, epsilon, activations, training)
     reader.finish()
     statistics: dict[str, Any] = {}
@@ -172,25 +172,21 @@ def _read(
     norm: str | None,
     groups: object,
     epsilon: object,
-    activations: tuple[str | None, str | None],
+    activations: list[str | None],
     training: Any,
 ) -> _Head:
     findings = reader.findings
     if norm not in NORMS:
         findings.add("norm", f"one of {NORMS}", describe_value(norm))
-    slopes: list[float | None] = []
-    for name, activation in zip(("activation", "last_activation"), activations, strict=True):
-        known = activation in ACTIVATIONS or (name == "last_activation" and activation == "same")
-        if not known:
+    names = ("activation", "last_activation")
+    for name, activation in zip(names, activations, strict=False):
+        if activation not in ACTIVATIONS:
             findings.add(name, f"one of {ACTIVATIONS}", describe_value(activation))
-        slopes.append(
-            slopes[0] if activation == "same" and slopes else _SLOPES.get(activation or "")
-        )
-
     _check_training(findings, training)
     if not findings.check_real("epsilon", epsilon) > 0:
         findings.add("epsilon", "a positive number", describe_value(epsilon))
     findings.raise_if_any()  # which parameters there are to be follows from the norm
+    slopes = [_SLOPES[activation] for activation in activations]
 
     inner, outer = (reader.count_outputs(f"{name}.0.weight") for name in ("conva", "bottleneck"))
     classes = reader.count_outputs("bottleneck.3.weight")
@@ -215,7 +211,7 @@ def _read(
     within = reader.within("cca.")
     steps = read_recurrence(within, inner, recurrence, 2)
     after = read("convb", inner, inner, slopes[0])
-    bottleneck = read("bottleneck", outer, reader.channels + inner, slopes[1])
+    bottleneck = read("bottleneck", outer, reader.channels + inner, slopes[-1])
     classifier = (
         reader.take_matrix("bottleneck.3.weight", classes, outer),
         reader.take_vector("bottleneck.3.bias", classes),

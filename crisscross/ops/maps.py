@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crisscross.arithmetic import find_namespace, join, largest, place, reshape, widen
+from crisscross.arithmetic import find_namespace, join, largest, list_sizes, place, reshape, widen
 from crisscross.errors import ArgumentError, ArgumentTypeError, BridgeError, Fault
 from crisscross.ops.attention import criss_cross_attention, criss_cross_attention_backward
 from crisscross.ops.call import Call
@@ -270,7 +270,7 @@ def _find_sizes(call: Call, channel_axis: object) -> tuple[int, ...] | None:
     spec = call.specs["q"] or call.specs["k"]
     if spec is None or spec.ndim < 3 or channel_axis not in (1, -1):
         return None
-    return spec.shape[2:] if channel_axis == 1 else spec.shape[1:-1]
+    return list_sizes(spec, channel_axis)
 
 
 def check_positions(
