@@ -53,6 +53,13 @@ def _name_device(like: Any) -> dict[str, Any]:
     return {"device": like.device} if library_of(like) == "torch" else {}
 
 
+def multiply_matrices(a: Any, b: Any) -> Any:
+    """Multiply matrices; float32 as such, also where JAX would round it to TF32 first."""
+    xp = find_namespace(a)
+    options = {"precision": "highest"} if library_of(a) == "jax" else {}
+    return xp.matmul(a, b, **options)
+
+
 def transpose(matrices: Any) -> Any:
     return find_namespace(matrices).moveaxis(matrices, -1, -2)
 
@@ -114,16 +121,16 @@ def sum_positions(array: Any, channel_axis: int) -> Any:
 
 def multiply(matrix: Any, x: Any, channel_axis: int) -> Any:
     """Multiply the channels of every position by a matrix (outputs, inputs)."""
-    xp = find_namespace(x)
     if channel_axis == -1:
-        return xp.matmul(x, transpose(matrix))
-    return reshape(xp.matmul(matrix, flatten(x, 1)), (x.shape[0], matrix.shape[0], *x.shape[2:]))
+        return multiply_matrices(x, transpose(matrix))
+    products = multiply_matrices(matrix, flatten(x, 1))
+    return reshape(products, (x.shape[0], matrix.shape[0], *x.shape[2:]))
 
 
 def correlate(a: Any, b: Any, channel_axis: int) -> Any:
     """Sum, over all positions, the products of each channel of `a` with each of `b`."""
-    xp = find_namespace(a)
     if channel_axis == -1:
         a, b = (reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])) for x in (a, b))
-        return xp.matmul(transpose(a), b)
-    return xp.sum(xp.matmul(flatten(a, 1), transpose(flatten(b, 1))), axis=0)
+        return multiply_matrices(transpose(a), b)
+    products = multiply_matrices(flatten(a, 1), transpose(flatten(b, 1)))
+    return find_namespace(a).sum(products, axis=0)

@@ -11,7 +11,14 @@ from crisscross.nn.checkpoints import (
     load_parameters,
     save_parameters,
 )
-from crisscross.nn.costs import Cost, count_criss_cross_block, count_position_attention_block
+from crisscross.nn.costs import (
+    Cost,
+    count_channel_attention_block,
+    count_criss_cross_block,
+    count_non_local_block,
+    count_position_attention_block,
+    count_rcca_head,
+)
 from crisscross.nn.criss_cross import criss_cross_block
 from crisscross.nn.initial import (
     init_channel_attention_block,
@@ -33,8 +40,11 @@ __all__ = [
     "Tape",
     "Training",
     "channel_attention_block",
+    "count_channel_attention_block",
     "count_criss_cross_block",
+    "count_non_local_block",
     "count_position_attention_block",
+    "count_rcca_head",
     "criss_cross_block",
     "from_ccnet",
     "from_mmcv",

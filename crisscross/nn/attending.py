@@ -9,6 +9,7 @@ from crisscross.arithmetic import (
     find_namespace,
     flatten,
     largest,
+    multiply_matrices,
     reshape,
     transpose,
     widen,
@@ -56,28 +57,27 @@ def attend_to_all(q: Any, k: Any, v: Any, options: dict[str, Any], tape: Tape | 
 
 def multiply_by_all(q: Any, k: Any, v: Any, channel_axis: int, tape: Tape | None) -> Any:
     """Return ``q (k^T v) / N`` over all N positions: attention without softmax, in linear time."""
-    xp = find_namespace(q)
     flat = [widen(flatten(x, channel_axis)) for x in (q, k, v)]
     # Positions as rows, whatever the layout: views.
     rows = [transpose(x) if channel_axis == 1 else x for x in flat]
     count = rows[0].shape[-2]
     wide_q, wide_k, wide_v = rows
-    products = xp.matmul(transpose(wide_k), wide_v) / count
+    products = multiply_matrices(transpose(wide_k), wide_v) / count
 
     def shape_back(array: Any, like: Any) -> Any:
         turned = transpose(array) if channel_axis == 1 else array
         return cast(reshape(turned, like.shape), like.dtype)
 
-    out = shape_back(xp.matmul(wide_q, products), v)
+    out = shape_back(multiply_matrices(wide_q, products), v)
 
     def pull(dout: Any) -> tuple[Any, ...]:
         dflat = widen(flatten(dout, channel_axis))
         drows = transpose(dflat) if channel_axis == 1 else dflat
-        dproducts = xp.matmul(transpose(wide_q), drows) / count
+        dproducts = multiply_matrices(transpose(wide_q), drows) / count
         return (
-            shape_back(xp.matmul(drows, transpose(products)), q),
-            shape_back(xp.matmul(wide_v, transpose(dproducts)), k),
-            shape_back(xp.matmul(wide_k, dproducts), v),
+            shape_back(multiply_matrices(drows, transpose(products)), q),
+            shape_back(multiply_matrices(wide_v, transpose(dproducts)), k),
+            shape_back(multiply_matrices(wide_k, dproducts), v),
         )
 
     if tape is not None:
@@ -90,7 +90,7 @@ def attend_channels(x: Any, channel_axis: int, tape: Tape | None) -> Any:
     xp = find_namespace(x)
     flat = widen(flatten(x, channel_axis))
     rows = flat if channel_axis == 1 else transpose(flat)  # channels as rows
-    energies = xp.matmul(rows, transpose(rows))
+    energies = multiply_matrices(rows, transpose(rows))
     # The softmax over max - energy, relative to its own largest: min - energy.
     weights = xp.exp(-largest(-energies) - energies)
     weights = weights / xp.sum(weights, axis=-1, keepdims=True)
@@ -99,16 +99,20 @@ def attend_channels(x: Any, channel_axis: int, tape: Tape | None) -> Any:
         turned = array if channel_axis == 1 else transpose(array)
         return cast(reshape(turned, x.shape), x.dtype)
 
-    out = shape_back(xp.matmul(weights, rows))
+    out = shape_back(multiply_matrices(weights, rows))
 
     def pull(dout: Any) -> tuple[Any, ...]:
         dflat = widen(flatten(dout, channel_axis))
         drows = dflat if channel_axis == 1 else transpose(dflat)
-        dweights = xp.matmul(drows, transpose(rows))
+        dweights = multiply_matrices(drows, transpose(rows))
         delta = xp.sum(dweights * weights, axis=-1, keepdims=True)
         denergies = -weights * (dweights - delta)  # of the energies, which come with a minus
         symmetric = denergies + transpose(denergies)
-        return (shape_back(xp.matmul(transpose(weights), drows) + xp.matmul(symmetric, rows)),)
+        return (
+            shape_back(
+                multiply_matrices(transpose(weights), drows) + multiply_matrices(symmetric, rows)
+            ),
+        )
 
     if tape is not None:
         tape.record(out, (x,), pull)

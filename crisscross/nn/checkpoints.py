@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from crisscross.arithmetic import find_namespace
+from crisscross.arithmetic import find_namespace, reshape
 from crisscross.bridge import from_dlpack, name_dtype, numpy_dtype
 from crisscross.errors import ArgumentError, Mismatch, MissingDependencyError
 
@@ -61,9 +64,11 @@ def save_parameters(path: str | os.PathLike[str], parameters: Mapping[str, Any])
     if suffix == ".safetensors":
         _import_safetensors().numpy.save_file(arrays, path)
         return
-    named: Any = arrays
-    with open(path, "wb") as file:
-        np.savez(file, **named)  # numbers alone: nothing is pickled
+    # What `numpy.savez` writes; but that has arguments of its own, which are then no names.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def load_parameters(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -72,26 +77,43 @@ def load_parameters(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises
     ------
     ArgumentError
-        If the suffix is another, or the file holds a dtype that is no parameter's.
-    ValueError
-        If a ``.npz`` file holds Python objects.
+        If the suffix is another, the file is not what its suffix says, or it holds Python objects
+        or a dtype that is no parameter's.
     MissingDependencyError
         If the package safetensors is not installed.
     """
     suffix = _read_suffix("load_parameters", path)
     if suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = {}
+        errors = (zipfile.BadZipFile, zlib.error, ValueError, EOFError)
+        with _reading(path, errors), zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    array = np.lib.format.read_array(file, allow_pickle=False)
+                arrays[name.removesuffix(".npy")] = array
         dtypes = {name: name_dtype(array.dtype) for name, array in arrays.items()}
         _check_dtypes("load_parameters", str(path), dtypes, suffix)
         return arrays
-    tensors = dict(_import_safetensors().deserialize(Path(path).read_bytes()))
+    safetensors = _import_safetensors()
+    with _reading(path, (safetensors.SafetensorError,)):
+        tensors = dict(safetensors.deserialize(Path(path).read_bytes()))
     dtypes = {name: _DTYPES.get(x["dtype"], x["dtype"]) for name, x in tensors.items()}
     _check_dtypes("load_parameters", str(path), dtypes, suffix)
     return {
         name: np.frombuffer(x["data"], numpy_dtype(dtypes[name])).reshape(x["shape"]).copy()
         for name, x in tensors.items()
     }
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str], errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Say of a broken file which it is."""
+    try:
+        yield
+    except errors as error:
+        expected = f"a {Path(path).suffix} file of arrays"
+        mismatch = Mismatch("path", expected, f"{str(path)!r}: {error}")
+        raise ArgumentError("load_parameters", [mismatch]) from error
 
 
 def _read_suffix(function: str, path: str | os.PathLike[str]) -> str:
@@ -138,6 +160,9 @@ _MMCV = (
     (r"^conv_cat\.bn\.", "bottleneck.1."),
     (r"^conv_seg\.", "bottleneck.3."),
     (r"gamma\.scale$", "gamma"),
+    (r"^(query|key|value)_project\.", r"\1_conv."),
+    (r"^(theta|phi|g)\.conv\.", r"\1."),
+    (r"^conv_out\.conv\.", "W."),
 )
 _PADDLESEG = (
     (r"^out\.conv_bn_relu\.", "bottleneck."),
@@ -154,6 +179,7 @@ _OURS = re.compile(
     r"(conva|convb|bottleneck)\.(0\.weight|1\.(weight|bias|running_mean|running_var))"
     r"|bottleneck\.3\.(weight|bias)"
     r"|(cca\.)?(\d+\.)?((query|key|value)_conv\.(weight|bias)|gamma)"
+    r"|(theta|phi|g|W)\.(weight|bias)"
 )
 
 
@@ -186,26 +212,51 @@ def from_ccnet(state: Mapping[str, Any], *, epsilon: float = 1e-5) -> dict[str, 
     return found
 
 
-def from_mmcv(state: Mapping[str, Any]) -> dict[str, Any]:
+def from_mmcv(state: Mapping[str, Any], *, epsilon: float = 1e-5) -> dict[str, Any]:
     """Take the parameters of a block or a head out of a state dict of mmcv or mmsegmentation.
 
     Parameters
     ----------
     state : mapping of str to array
         Of mmcv's ``CrissCrossAttention``, of mmsegmentation's ``CCHead``, or of a whole segmentor,
-        whose head is ``decode_head``.
+        whose head is ``decode_head``. Or of mmcv's ``NonLocal1d``, ``2d`` or ``3d``, or of
+        mmsegmentation's ``PAM`` or ``CAM``, alone.
+    epsilon : float
+        Added to the variance by a norm behind the output of ``NonLocal2d``.
 
     Returns
     -------
     dict of str to array
-        For `criss_cross_block`, or for `rcca_head` with ``activation="relu"``.
+        For `criss_cross_block`, or for `rcca_head` with ``activation="relu"``. For
+        `non_local_block`, which is to have the ``mode`` of theirs and, unless that has
+        ``use_scale=False``, a ``scale`` of C' to the -1/2; a norm becomes part of ``W``, with its
+        running statistics. For `position_attention_block` and `channel_attention_block`.
 
     Raises
     ------
     ArgumentError
         Naming what the head holds that is none of its parameters, or if there is nothing.
     """
-    return _rename("from_mmcv", state, "decode_head.", _MMCV)
+    return _rename("from_mmcv", _fold_norm(state, epsilon), "decode_head.", _MMCV)
+
+
+def _fold_norm(state: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
+    """Make one convolution of that behind mmcv's Non-local block and its norm."""
+    folded = dict(state)
+    for last in [name for name in state if name.endswith("conv_out.bn.running_var")]:
+        norm, convolution = (
+            last.removesuffix("running_var"),
+            last.replace("bn.running_var", "conv."),
+        )
+        parts = [f"{norm}{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+        if f"{convolution}weight" in state and all(part in state for part in parts):
+            weight, bias, mean, variance = (folded.pop(part) for part in parts)
+            factor = weight / find_namespace(variance).sqrt(variance + epsilon)
+            kernel = state[f"{convolution}weight"]
+            column = reshape(factor, (-1, *(1,) * (kernel.ndim - 1)))
+            folded[f"{convolution}weight"] = kernel * column
+            folded[f"{convolution}bias"] = bias - mean * factor
+    return folded
 
 
 def from_paddleseg(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
 from crisscross.nn.attending import attend
 from crisscross.nn.layers import add_scaled, project
-from crisscross.nn.parameters import Parameters, Reader
+from crisscross.nn.parameters import Parameters, Reader, Size
 from crisscross.nn.tape import Tape
 
+#: q and k of each recurrence, in order.
+Pairs = list[tuple[Any, Any]]
 _PROJECTIONS = ("query_conv", "key_conv", "value_conv")
 
 
@@ -26,6 +29,7 @@ def criss_cross_block(
     precision: str | None = None,
     backend: str | None = None,
     tape: Tape | None = None,
+    pairs: Pairs | None = None,
 ) -> Any:
     """Apply CCNet's attention module R times: ``x = gamma * attention(q, k, v) + x``.
 
@@ -45,6 +49,9 @@ def criss_cross_block(
         As for `criss_cross_attention`.
     tape : Tape, optional
         Where to record what gradients need.
+    pairs : list, optional
+        Where to append (q, k) of each recurrence: `compose_attention` takes such a list, and
+        `plot.show_recurrence`.
 
     Returns
     -------
@@ -70,30 +77,39 @@ def criss_cross_block(
     """
     reader = Reader("criss_cross_block", parameters, x, channel_axis)
     steps = read_recurrence(reader, reader.channels, recurrence)
-    reader.finish()
     options = {"scale": scale, "heads": heads, "axes": axes, "key_mask": key_mask}
     options |= {"channel_axis": channel_axis, "precision": precision, "backend": backend}
-    return repeat(steps, x, options, tape)
+    reader.finish_attention(list_rows(reader), reader.channels, options)
+    return repeat(steps, x, options, tape, pairs)
 
 
 def read_recurrence(
-    reader: Reader, channels: int, recurrence: int | None, usual: int = 1
+    reader: Reader, channels: Size, recurrence: int | None, usual: int = 1
 ) -> list[Parameters]:
     """Read the parameters of each of R recurrences."""
-    own, count = 0, None
-    while f"{own}.gamma" in reader:
-        own += 1
+    own, count = find_own(reader), None
     if recurrence is not None:
-        count = reader.findings.check_integer("recurrence", recurrence)
-        if count is not None and (count < 0 or (own and count != own)):
-            expected = f"{own}, as many as there are parameters for" if own else "at least 0"
+        count = reader.findings.check_count("recurrence", recurrence, 0)
+        if count is not None and own and count != len(own):
+            expected = f"{len(own)}, as many as there are parameters for"
             reader.findings.add("recurrence", expected, str(count))
     if own:
-        return [read_step(reader.within(f"{number}."), channels) for number in range(own)]
+        return [read_step(each, channels) for each in own]
     return [read_step(reader, channels)] * (usual if count is None else count)
 
 
-def read_step(reader: Reader, channels: int) -> Parameters:
+def find_own(reader: Reader) -> list[Reader]:
+    """Return readers of the parameters that each recurrence has of its own, none if they share."""
+    numbers = itertools.takewhile(lambda number: f"{number}.gamma" in reader, itertools.count())
+    return [reader.within(f"{number}.") for number in numbers]
+
+
+def list_rows(reader: Reader) -> list[Size]:
+    """Return the channels of q and k, of each set of parameters."""
+    return [each.count_outputs("query_conv.weight") for each in find_own(reader) or [reader]]
+
+
+def read_step(reader: Reader, channels: Size) -> Parameters:
     rows = reader.count_outputs("query_conv.weight")
     found: dict[str, Any] = {"gamma": reader.take_scalar("gamma")}
     for name, outputs in zip(_PROJECTIONS, (rows, rows, channels), strict=True):
@@ -102,10 +118,18 @@ def read_step(reader: Reader, channels: int) -> Parameters:
     return found
 
 
-def repeat(steps: list[Parameters], x: Any, options: dict[str, Any], tape: Tape | None) -> Any:
+def repeat(
+    steps: list[Parameters],
+    x: Any,
+    options: dict[str, Any],
+    tape: Tape | None,
+    pairs: Pairs | None,
+) -> Any:
     """Apply the module once for each of `steps`."""
     for step in steps:
         q, k, v = project_all(x, step, options["channel_axis"], tape)
+        if pairs is not None:
+            pairs.append((q, k))
         x = add_scaled(x, attend(q, k, v, options, tape), step["gamma"], tape)
     return x
 

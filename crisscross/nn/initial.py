@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from crisscross.bridge import numpy_dtype
+from crisscross.nn.rcca import NORMS
+from crisscross.problem import COMPUTE_DTYPES, Findings
+
+#: Sizes that None stands for a default of.
+_MAY_BE_NONE = ("inner", "recurrence")
 
 
 class _Maker:
     """Draws parameters as PyTorch initialises its convolutions: uniform within 1/sqrt(inputs)."""
 
-    def __init__(self, seed: int, dtype: str, spatial_ndim: int) -> None:
+    def __init__(
+        self,
+        function: str,
+        sizes: Mapping[str, int | None],
+        *,
+        seed: int = 0,
+        dtype: str,
+        spatial_ndim: int = 2,
+        gamma: float = 0.0,
+        norm: str | None = None,
+    ) -> None:
+        """Check what `function` was given."""
+        findings = Findings(function)
+        for name, size in {**sizes, "spatial_ndim": spatial_ndim}.items():
+            if size is not None or name not in _MAY_BE_NONE:
+                findings.check_count(name, size)
+        findings.check_count("seed", seed, 0)
+        findings.check_real("gamma", gamma)
+        findings.check_choice("norm", norm, NORMS)
+        findings.check_choice("dtype", dtype, tuple(COMPUTE_DTYPES))
+        findings.raise_if_any()
         self._generator = np.random.default_rng(seed)
         self._dtype = numpy_dtype(dtype)
         self._ndim = spatial_ndim
@@ -84,8 +111,20 @@ def init_criss_cross_block(
     Returns
     -------
     dict of str to numpy.ndarray
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError
+        Naming every argument that does not fit.
     """
-    maker = _Maker(seed, dtype, spatial_ndim)
+    sizes = {"channels": channels, "inner": inner, "recurrence": recurrence}
+    options: dict[str, Any] = {
+        "seed": seed,
+        "dtype": dtype,
+        "spatial_ndim": spatial_ndim,
+        "gamma": gamma,
+    }
+    maker = _Maker("init_criss_cross_block", sizes, **options)
     maker.attention("", channels, find_inner(inner, channels), recurrence, gamma)
     return maker.made
 
@@ -105,16 +144,23 @@ def init_position_attention_block(
     spatial_ndim: int = 2,
 ) -> dict[str, np.ndarray]:
     """Draw parameters for `position_attention_block`: as `init_criss_cross_block` does."""
-    return init_criss_cross_block(
-        channels, inner=inner, gamma=gamma, seed=seed, dtype=dtype, spatial_ndim=spatial_ndim
-    )
+    sizes = {"channels": channels, "inner": inner}
+    options: dict[str, Any] = {
+        "seed": seed,
+        "dtype": dtype,
+        "spatial_ndim": spatial_ndim,
+        "gamma": gamma,
+    }
+    maker = _Maker("init_position_attention_block", sizes, **options)
+    maker.attention("", channels, find_inner(inner, channels), None, gamma)
+    return maker.made
 
 
 def init_channel_attention_block(
     *, gamma: float = 0.0, dtype: str = "float32"
 ) -> dict[str, np.ndarray]:
     """Make the one parameter of `channel_attention_block`."""
-    maker = _Maker(0, dtype, 2)
+    maker = _Maker("init_channel_attention_block", {}, dtype=dtype, gamma=gamma)
     maker.constant("gamma", 1, gamma)
     return maker.made
 
@@ -146,7 +192,9 @@ def init_non_local_block(
     -------
     dict of str to numpy.ndarray
     """
-    maker = _Maker(seed, dtype, spatial_ndim)
+    sizes = {"channels": channels, "inner": inner}
+    options: dict[str, Any] = {"seed": seed, "dtype": dtype, "spatial_ndim": spatial_ndim}
+    maker = _Maker("init_non_local_block", sizes, **options)
     inner = max(channels // 2, 1) if inner is None else inner
     for name in ("theta", "phi", "g"):
         maker.convolution(name, inner, channels)
@@ -193,7 +241,15 @@ def init_rcca_head(
     -------
     dict of str to numpy.ndarray
     """
-    maker = _Maker(seed, dtype, spatial_ndim)
+    sizes = {"channels": channels, "classes": classes, "inner": inner, "outer": outer}
+    sizes |= {"recurrence": recurrence}
+    options: dict[str, Any] = {
+        "seed": seed,
+        "dtype": dtype,
+        "spatial_ndim": spatial_ndim,
+        "gamma": gamma,
+    }
+    maker = _Maker("init_rcca_head", sizes, norm=norm, **options)
     inner = max(channels // 4, 1) if inner is None else inner
     for name, outputs, inputs in (
         ("conva", inner, channels),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from copy import copy
 from typing import Any
 
 from crisscross.bridge import describe
 from crisscross.dispatch import library_of
-from crisscross.errors import Fault
-from crisscross.problem import COMPUTE_DTYPES, ArraySpec, Findings
-from crisscross.problem.findings import describe_value, format_shape
+from crisscross.errors import ArgumentError, ArgumentTypeError, BridgeError, Fault
+from crisscross.ops.backends import check_backend
+from crisscross.problem import COMPUTE_DTYPES, ArraySpec, Findings, attention_problem
+from crisscross.problem.findings import Shape, describe_value, format_shape
 
 #: Name -> array, as in a state dict.
 Parameters = Mapping[str, Any]
+#: A size, possibly symbolic; None where the parameter that would tell it is missing.
+Size = Any
 
 
 class Reader:
@@ -37,6 +41,7 @@ class Reader:
         self._device = None if description is None else description.device
         self._library = None if description is None else library_of(x)
         self.dtype = self.findings.check_features({"x": spec}, ("x",))
+        self.shape: Shape = () if spec is None else spec.shape
         self.spatial_ndim, self.channels = 2, 0
         if spec is not None and spec.ndim < 3:
             expected = "(N, C, *S) or (N, *S, C)"
@@ -54,33 +59,33 @@ class Reader:
         inner._prefix = self._prefix + prefix
         return inner
 
-    def take_matrix(self, name: str, outputs: int, inputs: int) -> Any:
+    def take_matrix(self, name: str, outputs: Size, inputs: Size) -> Any:
         """Take the weight of a convolution of size 1: (outputs, inputs), or with sizes of 1."""
         array, spec = self._take(name)
         if spec is not None:
             sizes = spec.shape[2:]
             fits = len(sizes) in (0, self.spatial_ndim) and all(size == 1 for size in sizes)
-            if spec.shape[:2] != (outputs, inputs) or not fits:
-                expected = format_shape((outputs, inputs, *["1"] * self.spatial_ndim))
-                self._add(name, f"{expected} or {(outputs, inputs)}", spec)
+            if not _fits(spec.shape[:2], (outputs, inputs)) or not fits:
+                whole = _format((outputs, inputs), *["1"] * self.spatial_ndim)
+                self._add(name, f"{whole} or {_format((outputs, inputs))}", spec)
         return array
 
-    def take_kernel(self, name: str, outputs: int, inputs: int) -> Any:
+    def take_kernel(self, name: str, outputs: Size, inputs: Size) -> Any:
         """Take the weight of a convolution of odd sizes, one for each spatial axis."""
         array, spec = self._take(name)
         if spec is not None:
             sizes = spec.shape[2:]
             fits = len(sizes) == self.spatial_ndim and all(size % 2 == 1 for size in sizes)
-            if spec.shape[:2] != (outputs, inputs) or not fits:
-                odd = format_shape((outputs, inputs, *["odd"] * self.spatial_ndim))
+            if not _fits(spec.shape[:2], (outputs, inputs)) or not fits:
+                odd = _format((outputs, inputs), *["odd"] * self.spatial_ndim)
                 self._add(name, odd, spec)
         return array
 
-    def take_vector(self, name: str, size: int, may_be_wide: bool = False) -> Any:
+    def take_vector(self, name: str, size: Size, may_be_wide: bool = False) -> Any:
         """Take a vector of one number a channel, which may be float32 beside 16 bits if so said."""
         array, spec = self._take(name, may_be_wide)
-        if spec is not None and spec.shape != (size,):
-            self._add(name, f"({size},)", spec)
+        if spec is not None and not _fits(spec.shape, (size,)):
+            self._add(name, _format((size,)), spec)
         return array
 
     def take_scalar(self, name: str) -> Any:
@@ -90,13 +95,13 @@ class Reader:
             self._add(name, "(1,)", spec)
         return array
 
-    def take_optional_vector(self, name: str, size: int) -> Any:
+    def take_optional_vector(self, name: str, size: Size) -> Any:
         return self.take_vector(name, size) if name in self else None
 
-    def count_outputs(self, name: str) -> int:
-        """Return how many rows a weight has, 0 where there is none."""
+    def count_outputs(self, name: str) -> Size:
+        """Return how many rows a weight has, None where there is none to tell."""
         shape = tuple(getattr(self._parameters.get(self._prefix + name), "shape", ()))
-        return int(shape[0]) if shape else 0
+        return shape[0] if shape else None
 
     def _take(self, name: str, may_be_wide: bool = False) -> tuple[Any, ArraySpec | None]:
         name = self._prefix + name
@@ -129,3 +134,42 @@ class Reader:
             expected = f"names among {sorted(self._read)}"
             self.findings.add("parameters", expected, ", ".join(map(repr, unread)))
         self.findings.raise_if_any()
+
+    def finish_attention(
+        self, rows: Iterable[Size], channels: Size, options: Mapping[str, Any]
+    ) -> None:
+        """Finish, and hold the options of attention to q and k of `rows` channels, v of `channels`.
+
+        Attention would, but in its own name, after the projections, and not in no steps of it.
+        """
+        options = {"scale": 1.0, "heads": 1, "axes": None, "key_mask": None, **options}
+        check_backend(self.findings, options.pop("backend"))
+        specs: dict[str, ArraySpec | None] = {"v": self._like_x(channels)}
+        mask = options.pop("key_mask")
+        if mask is not None:
+            description = describe(self.findings, "key_mask", mask)
+            specs["key_mask"] = None if description is None else description.spec
+        for count in dict.fromkeys(rows):
+            with suppress(ArgumentError, ArgumentTypeError, BridgeError):  # findings keep it
+                problem = {**specs, "q": self._like_x(count)}
+                attention_problem(self.findings, problem, **options)
+        mismatches = self.findings.mismatches
+        mismatches[:] = dict.fromkeys(mismatches)  # the same of several sets of parameters
+        self.finish()
+
+    def _like_x(self, channels: Size) -> ArraySpec | None:
+        if channels is None or self.dtype is None:
+            return None
+        shape = list(self.shape)
+        shape[self.channel_axis] = channels
+        return ArraySpec(tuple(shape), self.dtype)
+
+
+def _fits(shape: Shape, expected: tuple[Size, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        wanted in (None, size) for size, wanted in zip(shape, expected, strict=True)
+    )
+
+
+def _format(sizes: tuple[Size, ...], *further: str) -> str:
+    return format_shape((*("any" if size is None else size for size in sizes), *further))

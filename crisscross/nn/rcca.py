@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from crisscross.arithmetic import cast, place, widen
 from crisscross.errors import Fault
-from crisscross.nn.criss_cross import read_recurrence, repeat
+from crisscross.nn.criss_cross import Pairs, list_rows, read_recurrence, repeat
 from crisscross.nn.layers import (
     convolve,
     join_channels,
@@ -19,10 +20,10 @@ from crisscross.nn.layers import (
     shift_and_scale,
     standardise,
 )
-from crisscross.nn.parameters import Parameters, Reader
+from crisscross.nn.parameters import Parameters, Reader, Size
 from crisscross.nn.tape import Tape
 from crisscross.problem import Findings
-from crisscross.problem.findings import describe_value
+from crisscross.problem.findings import describe_value, format_shape
 
 NORMS = ("batch", "group", None)
 _SLOPES = {"leaky_relu": 0.01, "relu": 0.0, None: None}
@@ -71,6 +72,7 @@ def rcca_head(
     precision: str | None = None,
     backend: str | None = None,
     tape: Tape | None = None,
+    pairs: Pairs | None = None,
 ) -> Any:
     """Classify every position: CCNet's head without its backbone (ICCV 2019, section 3.1).
 
@@ -106,6 +108,8 @@ def rcca_head(
         As for `criss_cross_attention`.
     tape : Tape, optional
         Where to record what gradients need.
+    pairs : list, optional
+        Where to append (q, k) of each recurrence.
 
     Returns
     -------
@@ -131,13 +135,14 @@ def rcca_head(
     reader = Reader("rcca_head", parameters, x, channel_axis)
     activations = [activation] if last_activation == "same" else [activation, last_activation]
     head = _read(reader, recurrence, norm, groups, epsilon, activations, training)
-    reader.finish()
+    options = {"channel_axis": channel_axis, "precision": precision, "backend": backend}
+    cca = reader.within("cca.")
+    reader.finish_attention(list_rows(cca), reader.count_outputs("conva.0.weight"), options)
     statistics: dict[str, Any] = {}
     details = _Details(norm, groups, epsilon, channel_axis, training, statistics, tape)
 
     features = _apply(head.before, x, details)
-    options = {"channel_axis": channel_axis, "precision": precision, "backend": backend}
-    features = repeat(head.steps, features, options, tape)
+    features = repeat(head.steps, features, options, tape, pairs)
     features = _apply(head.after, features, details)
     features = join_channels(x, features, channel_axis, tape)
     features = _apply(head.bottleneck, features, details)
@@ -176,22 +181,22 @@ def _read(
     training: Any,
 ) -> _Head:
     findings = reader.findings
-    if norm not in NORMS:
-        findings.add("norm", f"one of {NORMS}", describe_value(norm))
+    findings.check_choice("norm", norm, NORMS)
     names = ("activation", "last_activation")
     for name, activation in zip(names, activations, strict=False):
-        if activation not in ACTIVATIONS:
-            findings.add(name, f"one of {ACTIVATIONS}", describe_value(activation))
+        findings.check_choice(name, activation, ACTIVATIONS)
     _check_training(findings, training)
     if not findings.check_real("epsilon", epsilon) > 0:
         findings.add("epsilon", "a positive number", describe_value(epsilon))
     findings.raise_if_any()  # which parameters there are to be follows from the norm
+    if training is not None and norm == "batch" and not math.prod(reader.shape):
+        findings.add("x.shape", "positions to take statistics of", format_shape(reader.shape))
     slopes = [_SLOPES[activation] for activation in activations]
 
     inner, outer = (reader.count_outputs(f"{name}.0.weight") for name in ("conva", "bottleneck"))
     classes = reader.count_outputs("bottleneck.3.weight")
 
-    def read(name: str, outputs: int, inputs: int, slope: float | None) -> _Unit:
+    def read(name: str, outputs: Size, inputs: Size, slope: float | None) -> _Unit:
         weight = reader.take_kernel(f"{name}.0.weight", outputs, inputs)
         found = {}
         if norm is not None:
@@ -202,7 +207,7 @@ def _read(
                 found[part] = reader.take_vector(f"{name}.1.{part}", outputs, may_be_wide=True)
         if norm == "group":
             count = findings.check_integer("groups", groups)
-            if count is not None and (count < 1 or outputs % count):
+            if count is not None and outputs is not None and (count < 1 or outputs % count):
                 expected = f"a divisor of {outputs}, the channels of {name}"
                 findings.add("groups", expected, str(count))
         return _Unit(name, weight, found, slope)
@@ -211,7 +216,8 @@ def _read(
     within = reader.within("cca.")
     steps = read_recurrence(within, inner, recurrence, 2)
     after = read("convb", inner, inner, slopes[0])
-    bottleneck = read("bottleneck", outer, reader.channels + inner, slopes[-1])
+    joined = None if inner is None else reader.channels + inner
+    bottleneck = read("bottleneck", outer, joined, slopes[-1])
     classifier = (
         reader.take_matrix("bottleneck.3.weight", classes, outer),
         reader.take_vector("bottleneck.3.bias", classes),

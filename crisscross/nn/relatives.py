@@ -9,7 +9,6 @@ from crisscross.nn.criss_cross import project_all, read_step
 from crisscross.nn.layers import add, add_scaled, project
 from crisscross.nn.parameters import Parameters, Reader
 from crisscross.nn.tape import Tape
-from crisscross.problem.findings import describe_value
 
 MODES = ("embedded_gaussian", "dot_product")
 
@@ -71,20 +70,19 @@ def non_local_block(
     for name, (outputs, inputs) in sizes.items():
         weight = reader.take_matrix(f"{name}.weight", outputs, inputs)
         weights[name] = weight, reader.take_optional_vector(f"{name}.bias", outputs)
-    if mode not in MODES:
-        reader.findings.add("mode", f"one of {MODES}", describe_value(mode))
-    reader.finish()
+    reader.findings.check_choice("mode", mode, MODES)
+    options = {
+        "scale": scale,
+        "channel_axis": channel_axis,
+        "precision": precision,
+        "backend": backend,
+    }
+    reader.finish_attention([rows], inner, options)
 
     q, k, v = (project(x, *weights[name], channel_axis, tape) for name in ("theta", "phi", "g"))
     if mode == "dot_product":
         attended = multiply_by_all(q, k, v, channel_axis, tape)
     else:
-        options = {
-            "scale": scale,
-            "channel_axis": channel_axis,
-            "precision": precision,
-            "backend": backend,
-        }
         attended = attend_to_all(q, k, v, options, tape)
     return add(x, project(attended, *weights["W"], channel_axis, tape), tape)
 
@@ -130,8 +128,9 @@ def position_attention_block(
     """
     reader = Reader("position_attention_block", parameters, x, channel_axis)
     step = read_step(reader, reader.channels)
-    reader.finish()
     options = {"channel_axis": channel_axis, "precision": precision, "backend": backend}
+    rows = reader.count_outputs("query_conv.weight")
+    reader.finish_attention([rows], reader.channels, options)
     q, k, v = project_all(x, step, channel_axis, tape)
     return add_scaled(x, attend_to_all(q, k, v, options, tape), step["gamma"], tape)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,18 +128,42 @@ def compose_attention(
         "scale": scale,
         "heads": heads,
         "axes": axes,
+        "key_mask": key_mask,
+        "channel_axis": channel_axis,
+    }
+    return deque(compose_steps(pairs, at=at, **options), maxlen=1).pop()
+
+
+def compose_steps(
+    pairs: Sequence[tuple[Any, Any]],
+    *,
+    at: Positions,
+    scale: float = 1.0,
+    heads: int = 1,
+    axes: Axes = None,
+    key_mask: Any = None,
+    channel_axis: int = 1,
+) -> Iterator[Any]:
+    """Yield what `compose_attention` returns for the last step, for the last two, ... for all.
+
+    All pairs are checked before the first. Each step builds on the one after it.
+    """
+    options: dict[str, Any] = {
+        "scale": scale,
+        "heads": heads,
+        "axes": axes,
         "channel_axis": channel_axis,
     }
     problem, positions = _check_pairs(pairs, at, key_mask, options)
     q, k = pairs[-1]
     weights = _map_positions(problem, positions, q, k, key_mask, True)
+    stacked = weights.shape
+    shape = (*stacked[:2], *stacked[3:]) if _is_one(at) else stacked
+    yield reshape(weights, shape)
     xp = find_namespace(weights)
-    count = len(positions)
     # (N, heads, M, *S) as values of M channels a head, in the caller's layout.
-    shape = (problem.batch, heads * count, *problem.spatial)
-    weights = reshape(weights, shape)
-    if channel_axis == -1:
-        weights = xp.moveaxis(weights, 1, -1)
+    weights = reshape(weights, (problem.batch, heads * len(positions), *problem.spatial))
+    weights = xp.moveaxis(weights, 1, problem.channel_axis)
     for q, k in reversed(pairs[:-1]):
         q, k = widen(q), widen(k)
         # Queries of positions that nothing is seen through have no part, even if they are NaN.
@@ -147,11 +172,7 @@ def compose_attention(
         named = {**options, "key_mask": key_mask}
         out, lse = criss_cross_attention(q, k, weights, return_lse=True, **named)
         weights = criss_cross_attention_backward(weights, q, k, weights, out, lse, **named)[2]
-    if channel_axis == -1:
-        weights = xp.moveaxis(weights, -1, 1)
-    several = (problem.batch, heads, count, *problem.spatial)
-    one = (problem.batch, heads, *problem.spatial)
-    return reshape(weights, one if _is_one(at) else several)
+        yield reshape(xp.moveaxis(weights, problem.channel_axis, 1), shape)
 
 
 def attention_entropy(

@@ -1,7 +1,7 @@
 """Pictures of attention: what a position sees, at once and through several steps, and how widely.
 
 Needs the extra ``plot``. Functions return matplotlib's axes, and write a file if told to: then a
-figure that they made themselves is closed.
+figure that they made themselves is closed. Arrays of a device are copied to be drawn.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from crisscross.bridge import from_dlpack
-from crisscross.errors import ArgumentError, Mismatch, MissingDependencyError
-from crisscross.ops import attention_entropy, compose_attention
-from crisscross.ops.maps import check_positions
+from crisscross.bridge import describe, share
+from crisscross.dispatch import adapter_of, kind_of
+from crisscross.errors import Fault, MissingDependencyError
+from crisscross.ops import attention_entropy
+from crisscross.ops.maps import Positions, check_positions, compose_steps
 from crisscross.problem import Findings
 
 try:
@@ -32,6 +33,8 @@ except ImportError:
 __all__ = ["show_attention", "show_entropy", "show_recurrence"]
 
 _SUFFIXES = (".png", ".svg")
+#: Of what is no finite number: neither colour map comes near it.
+_BAD = "magenta"
 Path_ = str | os.PathLike[str]
 
 
@@ -39,7 +42,7 @@ def show_attention(
     weights: Any,
     image: Any = None,
     *,
-    at: Sequence[int] | None = None,
+    at: Positions | None = None,
     title: str | None = None,
     ax: Axes | None = None,
     path: Path_ | None = None,
@@ -50,11 +53,12 @@ def show_attention(
     ----------
     weights : array, (H, W)
         Of `attention_map` or `compose_attention`: one image, one head, one position. Further axes
-        of size 1 in front are left out.
+        of size 1 in front are left out. Those that are NaN or infinite are magenta, and have no
+        part in the scale of colours.
     image : array, (height, width) or (height, width, 3 or 4), optional
         What lies below, of any size; both are drawn over the same area.
-    at : (y, x), optional
-        The position, to be marked.
+    at : (y, x), or several, optional
+        The position, to be marked; several get a mark each.
     title : str, optional
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default on a figure of its own.
@@ -67,8 +71,9 @@ def show_attention(
 
     Raises
     ------
-    ArgumentError
-        If the weights are not one image, the position is not in it, or the suffix is another.
+    ArgumentError, ArgumentTypeError, BridgeError
+        If the weights or the image are no image of numbers, a position is not in it, the suffix is
+        another, or the library of an array does not copy it to the CPU.
 
     Examples
     --------
@@ -80,17 +85,15 @@ def show_attention(
     >>> ax.images[0].get_array().shape
     (15, 20)
     """
-    weights = _read_plane("show_attention", "weights", weights)
-    _check_path("show_attention", path)
     findings = Findings("show_attention")
-    positions = [] if at is None else check_positions(findings, at, weights.shape)
+    plane = _read_plane(findings, "weights", weights)
+    picture = _read_image(findings, image)
+    _check_path(findings, path)
+    shape = None if plane is None else plane.shape
+    positions = [] if at is None else check_positions(findings, at, shape)
     findings.raise_if_any()
-    # By the square root: most weights are small, and are to be seen beside the largest.
-    norm = PowerNorm(0.5, 0.0, float(weights.max()))
-    alpha = 0.35 + 0.6 * np.asarray(norm(weights))
-    drawn = _draw(weights, image, ax, "inferno", norm, alpha)
-    for y, x in positions:
-        drawn.plot(x, y, marker="+", color="deepskyblue", markersize=12, markeredgewidth=2)
+    assert plane is not None
+    drawn = _draw_weights(plane, picture, positions, ax)
     if title is not None:
         drawn.set_title(title)
     _write(drawn, path, ax is None)
@@ -120,7 +123,7 @@ def show_recurrence(
     at : (y, x)
         The position.
     head, number : int
-        Which head, and which image of the batch.
+        Which head, and which image of the batch; negative numbers from the end.
     path : str or path, optional
         Where to write it: a name that ends in ``.png`` or ``.svg``.
     **options
@@ -130,21 +133,29 @@ def show_recurrence(
     -------
     numpy.ndarray of matplotlib.axes.Axes
         One for each R.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError, BridgeError
+        As `compose_attention` and `show_attention`, and if there is no such head or image.
     """
-    _check_path("show_recurrence", path)
-    longest = compose_attention(pairs, at=at, **options)  # first, for it checks all pairs
-    count = len(pairs)
-    starts = range(count - 1, 0, -1)
-    maps = [*(compose_attention(pairs[start:], at=at, **options) for start in starts), longest]
+    findings = Findings("show_recurrence")
+    picture = _read_image(findings, image)
+    _check_path(findings, path)
+    findings.raise_if_any()
     planes = [
-        _read_plane("show_recurrence", "weights", from_dlpack(each)[number, head]) for each in maps
+        _choose_plane(findings, "weights", weights, head, number)
+        for weights in compose_steps(pairs, at=at, **options)
     ]
+    positions = check_positions(findings, at, planes[0].shape)
+    findings.raise_if_any()
+    count = len(planes)
     figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 4.2), squeeze=False)
     figure.set_layout_engine("constrained")
     for recurrence, (ax, plane) in enumerate(zip(axes[0], planes, strict=True), 1):
+        _draw_weights(plane, picture, positions, ax)
         seen = np.count_nonzero(plane) / plane.size
-        title = f"R = {recurrence}: reaches {seen:.1%} of the image"
-        show_attention(plane, image, at=at, ax=ax, title=title)
+        ax.set_title(f"R = {recurrence}: reaches {seen:.1%} of the image")
     _write(axes[0, 0], path, True)
     row: np.ndarray = axes[0]
     return row
@@ -170,46 +181,162 @@ def show_entropy(
     image, ax, path
         As for `show_attention`.
     head, number : int
-        Which head, and which image of the batch.
+        As for `show_recurrence`.
     **options
         scale, heads, axes, key_mask, channel_axis and backend, as for `attention_entropy`.
 
     Returns
     -------
     matplotlib.axes.Axes
-        With a scale of exp(entropy): as many keys, equally weighted, would have it.
+        With a scale of exp(entropy): as many keys, equally weighted, would have it. Where that is
+        NaN or infinite, it is magenta.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError, BridgeError, BackendError
+        As `attention_entropy` and `show_attention`, and if there is no such head or image.
     """
-    _check_path("show_entropy", path)
-    entropy = from_dlpack(attention_entropy(q, k, **options))[number, head]
-    keys = np.exp(_read_plane("show_entropy", "entropy", entropy))
-    norm = Normalize(1.0, max(float(keys.max()), 1.001))
-    drawn = _draw(keys, image, ax, "viridis", norm, 0.65)
+    findings = Findings("show_entropy")
+    picture = _read_image(findings, image)
+    _check_path(findings, path)
+    findings.raise_if_any()
+    entropy = attention_entropy(q, k, **options)
+    with np.errstate(over="ignore"):  # the rounding of large energies
+        keys = np.exp(_choose_plane(findings, "entropy", entropy, head, number))
+    norm = Normalize(1.0, float(np.max(keys, where=np.isfinite(keys), initial=1.001)))
+    drawn = _draw(keys, picture, ax, "viridis", norm, 0.65)
     drawn.set_title("keys that a position attends to")
     _find_figure(drawn).colorbar(drawn.images[-1], ax=drawn, shrink=0.8)
     _write(drawn, path, ax is None)
     return drawn
 
 
-def _read_plane(function: str, name: str, array: Any) -> np.ndarray:
-    plane = from_dlpack(array)
-    while plane.ndim > 2 and plane.shape[0] == 1:
-        plane = plane[0]
-    if plane.ndim != 2:
-        mismatch = Mismatch(f"{name}.shape", "one image: (H, W)", str(tuple(array.shape)))
-        raise ArgumentError(function, [mismatch])
+def _choose_plane(
+    findings: Findings, name: str, arrays: Any, head: object, number: object
+) -> np.ndarray:
+    """Read one head of one image of the batch, of (N, heads, *S)."""
+    chosen_head = _check_index(findings, "head", head, arrays.shape[1])
+    chosen_number = _check_index(findings, "number", number, arrays.shape[0])
+    findings.raise_if_any()
+    # Before it is read: no more is copied off a device than is drawn.
+    plane = _read_plane(findings, name, arrays[chosen_number, chosen_head, ...])
+    findings.raise_if_any()
+    assert plane is not None
     return plane
 
 
-def _check_path(function: str, path: Path_ | None) -> None:
+def _check_index(findings: Findings, name: str, value: object, size: int) -> int | None:
+    index = findings.check_integer(name, value)
+    if index is not None and not -size <= index < size:
+        findings.add(name, f"an index in [{-size}, {size})", str(index))
+    return index
+
+
+def _read_plane(findings: Findings, name: str, array: Any) -> np.ndarray | None:
+    found = _read(findings, name, array)
+    if found is None:
+        return None
+    plane = found
+    while plane.ndim > 2 and plane.shape[0] == 1:
+        plane = plane[0]
+    if plane.ndim != 2 or not plane.size:
+        findings.add(f"{name}.shape", "one image: (H, W)", str(found.shape))
+        return None
+    return plane if plane.dtype.kind == "f" else plane.astype(np.float64)
+
+
+def _read_image(findings: Findings, image: Any) -> np.ndarray | None:
+    if image is None:
+        return None
+    found = _read(findings, "image", image)
+    if found is None:
+        return None
+    is_image = found.ndim == 2 or (found.ndim == 3 and found.shape[2] in (3, 4))
+    if not is_image or not found.size:
+        expected = "(height, width) or (height, width, 3 or 4), of a pixel or more"
+        findings.add("image.shape", expected, str(found.shape))
+        return None
+    return found
+
+
+def _read(findings: Findings, name: str, array: Any) -> np.ndarray | None:
+    """View an array of numbers; report it if it is none, or its memory is out of reach."""
+    description = describe(findings, name, array)
+    if description is None or description.obstacle is not None:
+        return None
+    if description.device == "cpu":
+        kind = kind_of(array)
+        assert kind is not None
+        view = share(findings, name, array, adapter_of(kind))
+    else:
+        view = _copy_to_cpu(findings, name, array, description.device)
+    if view is None:
+        return None
+    # What matplotlib itself asks. Of NumPy's own dtypes these are bool, integers and reals.
+    if not np.can_cast(view.dtype, np.float64, "same_kind"):
+        findings.add(f"{name}.dtype", "bool, integers or reals", view.dtype.name, Fault.TYPE)
+        return None
+    # Others, 16 bits of any kind first of all, it draws in part or not at all.
+    is_drawn = view.dtype.kind in "iu" or view.dtype in (np.float32, np.float64)
+    return view if is_drawn else view.astype(np.float64)
+
+
+class _OnCpu:
+    """An array of a device whose library is asked for a copy on the CPU, whoever imports it."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __dlpack__(self, **options: Any) -> Any:
+        # No stream: of memory of the CPU the library waits until it is written.
+        return self._array.__dlpack__(**{**options, "dl_device": (1, 0), "copy": True})
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def _copy_to_cpu(
+    findings: Findings, name: str, array: Any, device: str | None
+) -> np.ndarray | None:
+    try:
+        return adapter_of("dlpack").to_numpy(_OnCpu(array))
+    except Exception as error:  # libraries raise what they like, TypeError before DLPack 1.0
+        expected = "memory that its library copies to the CPU by DLPack; copy the array there first"
+        got = f"{device} ({type(error).__name__}: {error})"
+        findings.add(f"{name}.device", expected, got, Fault.MEMORY)
+        return None
+
+
+def _check_path(findings: Findings, path: Path_ | None) -> None:
     if path is not None and Path(path).suffix not in _SUFFIXES:
-        mismatch = Mismatch("path", f"a name that ends in one of {_SUFFIXES}", repr(str(path)))
-        raise ArgumentError(function, [mismatch])
+        findings.add("path", f"a name that ends in one of {_SUFFIXES}", repr(str(path)))
+
+
+def _draw_weights(
+    plane: np.ndarray,
+    image: np.ndarray | None,
+    positions: Sequence[tuple[int, ...]],
+    ax: Axes | None,
+) -> Axes:
+    is_number = np.isfinite(plane)
+    # By the square root: most weights are small, and are to be seen beside the largest.
+    norm = PowerNorm(0.5, 0.0, float(np.max(plane, where=is_number, initial=0.0)))
+    alpha = 0.35 + 0.6 * np.asarray(norm(np.where(is_number, plane, 0)))
+    drawn = _draw(plane, image, ax, "inferno", norm, alpha)
+    for y, x in positions:
+        drawn.plot(x, y, marker="+", color="deepskyblue", markersize=12, markeredgewidth=2)
+    return drawn
 
 
 def _draw(
-    plane: np.ndarray, image: Any, ax: Axes | None, colours: str, norm: Normalize, alpha: Any
+    plane: np.ndarray,
+    image: np.ndarray | None,
+    ax: Axes | None,
+    colours: str,
+    norm: Normalize,
+    alpha: Any,
 ) -> Axes:
-    image = None if image is None else from_dlpack(image)
     if ax is None:
         _, ax = plt.subplots(figsize=(4.6, 4.6), layout="constrained")
     height, width = plane.shape
@@ -219,9 +346,10 @@ def _draw(
     ax.imshow(
         plane,
         extent=extent,
-        cmap=colours,
+        cmap=plt.get_cmap(colours).with_extremes(bad=_BAD),
         norm=norm,
-        alpha=None if image is None else alpha,
+        # The image shines through, but where there is no number.
+        alpha=None if image is None else np.where(np.isfinite(plane), alpha, 1.0),
         interpolation="nearest",
     )
     ax.set_xticks([])

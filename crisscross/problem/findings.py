@@ -151,12 +151,21 @@ class Findings:
             return None
         return index
 
-    def check_heads(self, heads: object) -> int | None:
-        count = self.check_integer("heads", heads)
-        if count is not None and count < 1:
-            self.add("heads", "at least 1", str(count))
+    def check_count(self, name: str, value: object, least: int = 1) -> int | None:
+        count = self.check_integer(name, value)
+        if count is not None and count < least:
+            self.add(name, f"at least {least}", str(count))
             return None
         return count
+
+    def check_choice(self, name: str, value: object, choices: tuple[str | None, ...]) -> None:
+        is_word = value is None or isinstance(value, str)
+        if not is_word or value not in choices:
+            fault = Fault.VALUE if is_word else Fault.TYPE
+            self.add(name, f"one of {choices}", describe_value(value), fault)
+
+    def check_heads(self, heads: object) -> int | None:
+        return self.check_count("heads", heads)
 
     def check_channel_axis(self, channel_axis: object) -> int | None:
         axis = self.check_integer("channel_axis", channel_axis)

@@ -20,15 +20,16 @@ def project(parameters, name, x):
     return out.reshape(x.shape[0], -1, *x.shape[2:])
 
 
-def find_neighbours(spatial):
-    """(P, P): who lies on the strips of whom, itself once."""
+def find_neighbours(spatial, axes=None):
+    """(P, P): who lies on the strips of whom, along these axes or all, itself once."""
     positions = list(np.ndindex(*spatial))
-    return np.array(
-        [
-            [sum(a != b for a, b in zip(p, x, strict=True)) <= 1 for x in positions]
-            for p in positions
-        ]
-    )
+    along = range(len(spatial)) if axes is None else [axis % len(spatial) for axis in axes]
+
+    def is_seen(p, x):
+        differing = [axis for axis in range(len(spatial)) if p[axis] != x[axis]]
+        return not differing or (len(differing) == 1 and differing[0] in along)
+
+    return np.array([[is_seen(p, x) for x in positions] for p in positions])
 
 
 def attend(q, k, v, seen=None):
@@ -41,8 +42,8 @@ def attend(q, k, v, seen=None):
     return out.reshape(*v.shape[:2], *q.shape[2:])
 
 
-def criss_cross(parameters, x, recurrence):
-    seen = find_neighbours(x.shape[2:])
+def criss_cross(parameters, x, recurrence, axes=None):
+    seen = find_neighbours(x.shape[2:], axes)
     for number in range(recurrence):
         own = {
             name.removeprefix(f"{number}."): array

@@ -118,6 +118,30 @@ def test_options_reach_attention():
     np.testing.assert_allclose(out, parameters["gamma"] * attended + x, 1e-12, 1e-12)
 
 
+@pytest.mark.parametrize("channel_axis", CHANNEL_AXES)
+@pytest.mark.parametrize(
+    ("spatial", "axes"),
+    [((3, 5, 4), axes) for axes in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (-1, 0))]
+    + [((5, 7), (0,)), ((5, 7), (1,)), ((11,), (0,)), ((2, 3, 1, 2), (0, 3))],
+)
+def test_chosen_axes(spatial, axes, channel_axis):
+    """Strips of these axes alone, self once, against all pairs of positions."""
+    parameters = nn.init_criss_cross_block(
+        6, inner=3, gamma=0.7, spatial_ndim=len(spatial), **OPTIONS
+    )
+    x = draw((2, 6, *spatial))
+    given = lay(x, channel_axis)
+
+    def run(parameters, x, tape):
+        return nn.criss_cross_block(
+            parameters, x, recurrence=2, axes=axes, channel_axis=channel_axis, tape=tape
+        )
+
+    expected = lay(definitions.criss_cross(parameters, x, 2, axes), channel_axis)
+    np.testing.assert_allclose(run(parameters, given, None), expected, 1e-12, 1e-12)
+    check_gradients(run, parameters, given)
+
+
 def test_gradients_with_options():
     """Two heads, a scale, a mask, one axis."""
     parameters = nn.init_criss_cross_block(8, inner=4, gamma=0.7, **OPTIONS)
@@ -424,40 +448,3 @@ def test_a_tape_gives_gradients_of_what_lies_between():
     whole = tape.pull(z, dz, (x, [y]))
     assert isinstance(whole, tuple) and isinstance(whole[1], tuple)
     np.testing.assert_array_equal(tape.pull(y, whole[1][0], x), whole[0])
-
-
-@pytest.mark.parametrize("block", ["position_attention", "non_local"])
-@pytest.mark.parametrize("size", [97, 256])
-def test_all_positions_with_little_memory(size, block):
-    """The map of 97 x 97 positions would have 354 MB in float32, that of 256 x 256 17 GB."""
-    names = ("query_conv", "key_conv", "value_conv")
-    options = {"inner": 2, "seed": 3, "gamma": 0.7}
-    run, parameters = nn.position_attention_block, nn.init_position_attention_block(8, **options)
-    if block == "non_local":
-        names = ("theta", "phi", "g")
-        run, parameters = (
-            nn.non_local_block,
-            nn.init_non_local_block(8, inner=2, zero=False, seed=3),
-        )
-    x = draw((1, 8, size, size)).astype(np.float32)
-    tracemalloc.start()
-    try:
-        out = run(parameters, x)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 12 * x.nbytes + 100e6
-
-    # The definition, in float64, some rows of its map at a time: all of them, or a sample.
-    wide = {name: array.astype(float) for name, array in parameters.items()}
-    q, k, v = (definitions.flatten(definitions.project(wide, name, x)) for name in names)
-    every = np.arange(size * size)
-    rows = every if size == 97 else np.random.default_rng(0).permutation(every)[:64]
-    for some in np.array_split(rows, max(len(rows) // 512, 1)):
-        attended = definitions.attend(q[..., some], k, v)
-        here = x[..., some // size, some % size]
-        if block == "non_local":
-            expected = here + definitions.project(wide, "W", attended)
-        else:
-            expected = 0.7 * attended + here
-        np.testing.assert_allclose(definitions.flatten(out)[..., some], expected, 1e-5, 1e-5)

@@ -139,12 +139,70 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     """Neither in an archive of objects, nor in a pickle that goes by the name of one."""
     trap, path = Trap(tmp_path / "sprung"), tmp_path / "parameters.npz"
     np.savez(path, gamma=np.array([trap], object))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ArgumentError, match="allow_pickle=False"):
         nn.load_parameters(path)
     path.write_bytes(pickle.dumps(trap))
-    with pytest.raises(ValueError, match="pickled"):
+    with pytest.raises(ArgumentError, match="not a zip file"):
         nn.load_parameters(path)
     assert not trap.path.exists()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_any_name_is_one(suffix, tmp_path):
+    """Those of NumPy's own arguments too."""
+    parameters = {name: np.full(2, number) for number, name in enumerate(("file", "args", "a b"))}
+    parameters = {name: array.astype("f8") for name, array in parameters.items()}
+    nn.save_parameters(tmp_path / f"x{suffix}", parameters)
+    assert_same(
+        dict(sorted(nn.load_parameters(tmp_path / f"x{suffix}").items())),
+        dict(sorted(parameters.items())),
+    )
+
+
+def write_compressed(path: Path) -> bytes:
+    np.savez_compressed(path, gamma=np.arange(1000.0))
+    return path.read_bytes()
+
+
+def change(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+BROKEN = {
+    "empty.npz": lambda _: b"",
+    "cut.npz": lambda path: write_compressed(path)[:-100],
+    "changed.npz": lambda path: change(write_compressed(path)),
+    "text.npz": lambda _: b"PK of text",
+    "empty.safetensors": lambda _: b"",
+    "cut.safetensors": lambda _: safetensors.numpy.save({"gamma": np.arange(9.0)})[:-8],
+    "text.safetensors": lambda _: b"a text that is longer than a length",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(BROKEN[name](path))
+    with pytest.raises(ArgumentError) as caught:
+        nn.load_parameters(path)
+    (mismatch,) = caught.value.mismatches
+    assert mismatch.argument == "path"
+    assert mismatch.expected == f"a {path.suffix} file of arrays"
+    assert mismatch.got.startswith(f"{str(path)!r}: ")
+
+
+def test_an_archive_of_something_else_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("readme.txt", "no array")
+    with pytest.raises(ArgumentError, match="magic string is not correct"):
+        nn.load_parameters(tmp_path / "x.npz")
+    np.save(tmp_path / "x", np.ones(3))
+    (tmp_path / "x.npy").rename(tmp_path / "y.npz")
+    with pytest.raises(ArgumentError, match="not a zip file"):
+        nn.load_parameters(tmp_path / "y.npz")
+    with pytest.raises(FileNotFoundError):
+        nn.load_parameters(tmp_path / "z.npz")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from crisscross import ArgumentError, ArgumentTypeError, nn
+from crisscross.ops.backends import BACKENDS
+from crisscross.problem import PRECISIONS
 
 X = np.random.default_rng(0).standard_normal((1, 8, 3, 4)).astype(np.float32)
 BLOCK = nn.init_criss_cross_block(8, inner=2, gamma=0.5)
@@ -105,6 +107,90 @@ def test_errors(number):
     assert raised.value.function == function.__name__
 
 
-def test_options_of_attention_are_its_own_to_check():
-    with pytest.raises(ArgumentError, match=r"^criss_cross_attention: 2 mismatches\n.*heads = 3"):
-        nn.criss_cross_block(BLOCK, X, heads=3)
+BLOCKS = {
+    "criss_cross_block": (nn.criss_cross_block, BLOCK),
+    "no steps": (
+        lambda *args, **options: nn.criss_cross_block(*args, recurrence=0, **options),
+        BLOCK,
+    ),
+    "position_attention_block": (nn.position_attention_block, BLOCK),
+    "non_local_block": (nn.non_local_block, NON_LOCAL),
+    "dot_product": (
+        lambda *args, **options: nn.non_local_block(*args, mode="dot_product", **options),
+        NON_LOCAL,
+    ),
+    "rcca_head": (nn.rcca_head, HEAD),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_options_of_attention_are_named_with_the_rest(block):
+    """In the block's name, before anything is computed, and even if nothing is attended to."""
+    function, parameters = BLOCKS[block]
+    first = next(iter(parameters))
+    with pytest.raises(ArgumentError) as raised:
+        function(without(parameters, first), X, precision="half", backend="tpu")
+    assert raised.value.function == {
+        "no steps": "criss_cross_block",
+        "dot_product": "non_local_block",
+    }.get(block, block)
+    assert list(map(str, raised.value.mismatches)) == [
+        f"parameters[{first!r}]: expected an array, got nothing of that name",
+        f"backend: expected None or one of {BACKENDS}, got 'tpu'",
+        f"precision: expected None or one of {PRECISIONS}, got 'half'",
+    ]
+
+
+@pytest.mark.parametrize("recurrence", [0, 1])
+def test_options_of_the_criss_cross_block(recurrence):
+    options = {"heads": 3, "scale": np.inf, "axes": (2,), "key_mask": np.ones((1, 3, 5))}
+    with pytest.raises(ArgumentError) as raised:
+        nn.criss_cross_block(BLOCK, X, recurrence=recurrence, **options)
+    assert list(map(str, raised.value.mismatches)) == [
+        "scale: expected a finite number, got inf",
+        "key_mask.dtype: expected bool (True = takes part as a key), got float64",
+        "q.shape[1]: expected a positive multiple of heads = 3, got 2",
+        "v.shape[1]: expected a positive multiple of heads = 3, got 8",
+        "key_mask.shape: expected (1, 3, 4) (N, *S), got (1, 3, 5)",
+        "axes: expected a spatial axis in [-2, 2), got 2",
+    ]
+
+
+def test_each_recurrences_queries_are_held_to_the_heads():
+    parameters = nn.init_criss_cross_block(8, recurrence=3, inner=4)
+    other = nn.init_criss_cross_block(8, inner=6)
+    parameters |= {f"1.{name}": array for name, array in other.items()}
+    nn.criss_cross_block(parameters, X, heads=2)
+    with pytest.raises(ArgumentError) as raised:
+        nn.criss_cross_block(parameters, X, heads=4, scale=np.nan)
+    assert list(map(str, raised.value.mismatches)) == [
+        "scale: expected a finite number, got nan",
+        "q.shape[1]: expected a positive multiple of heads = 4, got 6",
+    ]
+
+
+def test_what_a_missing_weight_would_tell_is_not_asked_of_others():
+    """Of `key_conv.weight`, for instance, which has as many outputs."""
+    with pytest.raises(ArgumentError) as raised:
+        nn.criss_cross_block(without(BLOCK, "query_conv.weight"), X)
+    assert [mismatch.argument for mismatch in raised.value.mismatches] == [
+        "parameters['query_conv.weight']"
+    ]
+    strange = {**without(BLOCK, "query_conv.weight"), "key_conv.weight": np.zeros((2, 7), "f4")}
+    with pytest.raises(
+        ArgumentError, match=r"expected \(any, 8, 1, 1\) or \(any, 8\), got \(2, 7\)"
+    ):
+        nn.criss_cross_block(strange, X)
+    names = ("conva.0.weight", "bottleneck.0.weight", "bottleneck.3.weight")
+    with pytest.raises(ArgumentError) as raised:
+        nn.rcca_head(without(HEAD, *names), X)
+    assert [mismatch.argument for mismatch in raised.value.mismatches] == [
+        f"parameters[{name!r}]" for name in names
+    ]
+
+
+def test_statistics_of_nothing():
+    """A mean over no images would be NaN, and so would all that follows."""
+    with pytest.raises(ArgumentError, match=r"x\.shape: expected positions .*, got \(0, 8, 3, 4\)"):
+        nn.rcca_head(HEAD, X[:0], training=nn.Training())
+    assert nn.rcca_head(HEAD, X[:0]).shape == (0, 3, 3, 4)

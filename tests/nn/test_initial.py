@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from crisscross import nn
+from crisscross import ArgumentError, ArgumentTypeError, nn
 from crisscross.testing import numpy_dtype
 
 DRAWN = {
@@ -207,3 +207,31 @@ def test_blocks_take_them_and_return_their_input(spatial_ndim):
         parameters = nn.init_rcca_head(4, classes=3, outer=4, inner=4, norm=norm, **options)
         logits = nn.rcca_head(parameters, x, norm=norm, groups=2)
         assert logits.shape == (2, 3, *x.shape[2:])
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "options", "expected"),
+    [
+        (nn.init_criss_cross_block, (0,), {"inner": -1, "recurrence": 0, "spatial_ndim": 1.5},
+         ["channels: expected at least 1, got 0", "inner: expected at least 1, got -1",
+          "recurrence: expected at least 1, got 0", "spatial_ndim: expected an integer, got 1.5"]),
+        (nn.init_criss_cross_block, (None,), {}, ["channels: expected an integer, got None"]),
+        (nn.init_position_attention_block, (8,), {"seed": -1, "gamma": "0", "dtype": "int8"},
+         ["seed: expected at least 0, got -1", "gamma: expected a real number, got '0'",
+          f"dtype: expected one of {DTYPES}, got 'int8'"]),
+        (nn.init_channel_attention_block, (), {"gamma": None, "dtype": float},
+         ["gamma: expected a real number, got None",
+          f"dtype: expected one of {DTYPES}, got type <class 'float'>"]),
+        (nn.init_non_local_block, (True,), {"inner": 0},
+         ["channels: expected an integer, got True", "inner: expected at least 1, got 0"]),
+        (nn.init_rcca_head, (8,), {"classes": 0, "outer": 0, "norm": "layer"},
+         ["classes: expected at least 1, got 0", "outer: expected at least 1, got 0",
+          "norm: expected one of ('batch', 'group', None), got 'layer'"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(make, arguments, options, expected):
+    """All of it, in the name of what was called."""
+    with pytest.raises((ArgumentError, ArgumentTypeError)) as raised:
+        make(*arguments, **options)
+    assert raised.value.function == make.__name__
+    assert list(map(str, raised.value.mismatches)) == expected

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from crisscross import nn
+from crisscross.nn.layers import project
 
 #: JAX by default has no float64; the strict namespace has no 16 bits.
 LIBRARIES = {
@@ -43,6 +44,21 @@ BLOCKS = {
         {"norm": "group", "groups": 2},
     ),
 }
+
+
+def test_jax_is_told_to_multiply_float32_as_such():
+    """On a CPU it does anyway; on a GPU its default is TF32."""
+    x = np.zeros((1, 8, 2, 3), np.float32)
+    weight = np.zeros((4, 8), np.float32)
+
+    def differentiate(x, weight):
+        tape = nn.Tape()
+        out = project(x, weight, None, 1, tape)
+        return tape.pull(out, out, (x, weight))
+
+    jaxpr = str(jax.make_jaxpr(differentiate)(x, weight))
+    assert jaxpr.count("dot_general[") == 3
+    assert jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 3
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])

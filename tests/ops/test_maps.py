@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import crisscross
 from crisscross import errors
+from crisscross.ops import maps
 from crisscross.testing import attention_cases, fill_case, make_case
 from tests.support.properties import law
 
@@ -262,6 +263,36 @@ def test_how_far_steps_reach():
             coordinates = np.indices(spatial)
             apart = sum(row != number for row, number in zip(coordinates, at, strict=True))
             np.testing.assert_array_equal(weights[0, 0] > 0, apart <= steps)
+
+
+@pytest.mark.parametrize("at", [(1, -2), [(1, -2), (0, 0)], [(3, 4)]])
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_steps_are_what_is_composed_of_the_last_ones(convert, channel_axis, at, monkeypatch):
+    """Bit for bit, and each costs but one backward more."""
+    case = make_case((4, 5), batch=2, heads=2, channel_axis=channel_axis, masked=True)
+    pairs = [tuple(map(convert, pair)) for pair in make_pairs(case.problem, 7, 4)]
+    options = {**options_of(case), "at": at, "key_mask": convert(case.key_mask)}
+    expected = [crisscross.compose_attention(pairs[-steps:], **options) for steps in (1, 2, 3, 4)]
+    calls = []
+    backward = maps.criss_cross_attention_backward
+    monkeypatch.setattr(
+        maps,
+        "criss_cross_attention_backward",
+        lambda *arrays, **named: calls.append(1) or backward(*arrays, **named),
+    )
+    for number, steps in enumerate(maps.compose_steps(pairs, **options)):
+        assert len(calls) == number
+        assert steps.shape == expected[number].shape
+        np.testing.assert_array_equal(np.asarray(steps), np.asarray(expected[number]))
+    assert number == 3
+    crisscross.compose_attention(pairs, **options)
+    assert len(calls) == 6
+
+
+def test_all_pairs_are_checked_before_the_first_step():
+    with pytest.raises(errors.ArgumentError, match=r"^compose_attention: pairs\[0\]\.k\.shape"):
+        next(maps.compose_steps([(Q, NARROW), (Q, Q)], at=(1, 2)))
 
 
 def test_steps_may_have_different_widths():

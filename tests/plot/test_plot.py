@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+import array_api_strict
+import jax
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,9 @@ from matplotlib.figure import Figure
 
 import crisscross
 from crisscross import plot
-from crisscross.errors import ArgumentError, ArgumentTypeError
+from crisscross.bridge.capsule import Retagged
+from crisscross.errors import ArgumentError, ArgumentTypeError, BridgeError
+from crisscross.ops import maps
 
 mpl.use("agg")
 
@@ -38,6 +43,17 @@ def closed_figures():
 
 def read_data(image) -> np.ndarray:
     return np.asarray(image.get_array())
+
+
+def read_colours(ax) -> np.ndarray:
+    """(H, W, 3): the colour in the middle of each position, as it comes to the screen."""
+    canvas = ax.get_figure().canvas
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1]
+    height, width = ax.images[-1].get_array().shape
+    points = np.stack(np.meshgrid(range(width), range(height)), -1).reshape(-1, 2)
+    x, y = ax.transData.transform(points).astype(int).T
+    return pixels[y, x, :3].reshape(height, width, 3)
 
 
 # One position
@@ -92,6 +108,14 @@ def test_the_position_is_marked(at):
     assert line.get_marker() == "+"
 
 
+def test_several_positions_are_marked():
+    """Of weights that are those of several, put together by the caller."""
+    lines = plot.show_attention(WEIGHTS + OTHER, PHOTOGRAPH, at=[(1, 4), (-1, 0), (3, -2)]).lines
+    assert [line.get_marker() for line in lines] == ["+"] * 3
+    points = [line.get_xydata()[0].tolist() for line in lines]
+    assert points == [[4, 1], [0, 4], [5, 3]]
+
+
 def test_axes_of_size_one_in_front_are_left_out():
     ax = plot.show_attention(crisscross.attention_map(Q1[:1], K1[:1], at=[(1, 4)]))
     np.testing.assert_array_equal(read_data(ax.images[0]), WEIGHTS)
@@ -112,6 +136,82 @@ def test_the_callers_axes_are_drawn_on():
 def test_a_position_without_keys_is_drawn():
     """No weight at all: nothing to scale colours by."""
     plot.show_attention(np.zeros((5, 7)), PHOTOGRAPH).get_figure().canvas.draw()
+
+
+@pytest.mark.parametrize("channels", [(), (3,), (4,)])
+@pytest.mark.parametrize(
+    "dtype", ["bool", "uint8", "int64", "uint64", "float16", "bfloat16", "float32", "longdouble"]
+)
+def test_numbers_of_any_kind_are_drawn(dtype, channels):
+    """As float64 and uint8 are; matplotlib by itself does not draw all of them."""
+    dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    image = (RNG.random((6, 8, *channels)) < 0.5).astype(dtype)
+    weights = np.eye(5, 7).astype(dtype)
+    expected = read_colours(plot.show_attention(np.eye(5, 7), image.astype(float)))
+    if np.issubdtype(image.dtype, np.integer) and channels:
+        image *= 255  # colours are of 0 to 255 in integers, of 0 to 1 in reals
+    drawn = read_colours(plot.show_attention(weights, image))
+    np.testing.assert_allclose(drawn.astype(int), expected, atol=1)
+
+
+# What is no number
+
+MAGENTA = (255, 0, 255)
+
+
+@pytest.mark.parametrize("image", [None, PHOTOGRAPH], ids=["alone", "over an image"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_number_has_a_colour_of_its_own(value, image):
+    """The others look as they would without."""
+    weights = WEIGHTS.copy()
+    weights[3, 2] = value
+    expected = read_colours(plot.show_attention(WEIGHTS, image))
+    assert (expected != MAGENTA).any(-1).all()
+    expected[3, 2] = MAGENTA
+    ax = plot.show_attention(weights, image)
+    np.testing.assert_array_equal(read_colours(ax), expected)
+    assert ax.images[-1].norm.vmax == WEIGHTS.max()
+
+
+@pytest.mark.parametrize("image", [None, PHOTOGRAPH], ids=["alone", "over an image"])
+def test_an_entropy_that_is_no_number_has_a_colour_of_its_own(image):
+    k = K1.copy()
+    k[:, :, 1, 2] = np.nan
+    ax = plot.show_entropy(Q1, k, image)
+    clean = np.exp(crisscross.attention_entropy(Q1, K1)[0, 0])
+    sees = np.zeros((5, 7), bool)
+    sees[1, :] = sees[:, 2] = True
+    np.testing.assert_array_equal((read_colours(ax) == MAGENTA).all(-1), sees)
+    assert ax.images[-1].norm.vmax == pytest.approx(clean[~sees].max())
+
+
+def test_an_entropy_whose_exponential_no_number_holds_is_drawn(monkeypatch):
+    """Rounding of energies of 1e10 leaves as much."""
+    entropy = np.ones((1, 1, 5, 7), np.float32)
+    entropy[0, 0, 3, 2] = 1000
+    monkeypatch.setattr(plot, "attention_entropy", lambda *_: entropy)
+    ax = plot.show_entropy(Q1, K1)
+    assert np.argwhere((read_colours(ax) == MAGENTA).all(-1)).tolist() == [[3, 2]]
+    assert ax.images[-1].norm.vmax == pytest.approx(np.e)
+
+
+NONE = np.full_like(Q1, np.nan)
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda image: plot.show_attention(NONE[0, 0], image),
+        lambda image: plot.show_recurrence([(NONE, NONE)] * 2, image, at=(3, 2))[1],
+        lambda image: plot.show_entropy(NONE, NONE, image),
+    ],
+    ids=["attention", "recurrence", "entropy"],
+)
+@pytest.mark.parametrize("image", [None, PHOTOGRAPH], ids=["alone", "over an image"])
+def test_no_number_at_all_is_drawn(show, image):
+    found = (read_colours(show(image)) == MAGENTA).all(-1)
+    found[3, 2] = True  # a mark lies there
+    assert found.all()
 
 
 # Files
@@ -198,12 +298,34 @@ def test_each_number_of_steps_has_its_axes():
     ]
 
 
+@pytest.mark.parametrize("channel_axis", [1, -1])
+def test_steps_are_composed_once(channel_axis, monkeypatch):
+    """What each shows is that of its own pairs bit for bit; the last step alone has no backward."""
+    pairs = [*PAIRS, (K1, Q2), (K2, Q1)]
+    pairs = [tuple(np.moveaxis(x, 1, channel_axis) for x in pair) for pair in pairs]
+    options = {"at": (1, 4), "heads": 2 if channel_axis == 1 else 1, "channel_axis": channel_axis}
+    expected = [crisscross.compose_attention(pairs[-steps:], **options) for steps in (1, 2, 3, 4)]
+    calls = []
+    backward = maps.criss_cross_attention_backward
+    monkeypatch.setattr(
+        maps,
+        "criss_cross_attention_backward",
+        lambda *arrays, **named: calls.append(1) or backward(*arrays, **named),
+    )
+    axes = plot.show_recurrence(pairs, **options)
+    assert len(calls) == 3
+    for ax, weights in zip(axes, expected, strict=True):
+        np.testing.assert_array_equal(read_data(ax.images[0]), weights[0, 0])
+
+
 def test_one_step_is_one_axes():
     (ax,) = plot.show_recurrence([(Q1, K1)], at=(1, 4))
     np.testing.assert_allclose(read_data(ax.images[0]), WEIGHTS, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("head", "number"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("head", "number"), [(0, 0), (1, 0), (0, 1), (1, 1), (-2, -1), (np.int8(-1), np.array(-2))]
+)
 def test_head_and_image_are_chosen(head, number):
     options = {"heads": 2, "channel_axis": -1}
     turned = [tuple(np.moveaxis(x, 1, -1) for x in pair) for pair in PAIRS]
@@ -213,6 +335,22 @@ def test_head_and_image_are_chosen(head, number):
     ax = plot.show_entropy(*turned[0], head=head, number=number, **options)
     entropy = crisscross.attention_entropy(*turned[0], **options)[number, head]
     np.testing.assert_array_equal(read_data(ax.images[0]), np.exp(entropy))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [torch.from_numpy, jax.numpy.asarray, array_api_strict.asarray],
+    ids=["torch", "jax", "array_api_strict"],
+)
+def test_queries_and_keys_of_other_libraries(convert):
+    pairs = [tuple(convert(x.astype(np.float32)) for x in pair) for pair in PAIRS]
+    options = {"head": 1, "number": -1, "heads": 2}
+    axes = plot.show_recurrence(pairs, at=(1, 4), **options)
+    expected = crisscross.compose_attention(PAIRS, at=(1, 4), heads=2)[1, 1]
+    np.testing.assert_allclose(read_data(axes[1].images[0]), expected, rtol=1e-4)
+    ax = plot.show_entropy(*pairs[0], **options)
+    entropy = crisscross.attention_entropy(Q1, K1, heads=2)[1, 1]
+    np.testing.assert_allclose(read_data(ax.images[0]), np.exp(entropy), rtol=1e-4)
 
 
 # Entropy
@@ -247,6 +385,94 @@ def test_the_scale_of_colours_joins_the_callers_figure():
     assert not current.axes
 
 
+# Memory of a device
+
+
+class OnDevice:
+    """An array in memory of a CUDA device, whose library copies it to the CPU if asked for that."""
+
+    def __init__(self, host: np.ndarray, asked: list | None = None) -> None:
+        self.host, self.asked = host, [] if asked is None else asked
+        self.shape, self.dtype = host.shape, host.dtype
+
+    def __getitem__(self, index):
+        return OnDevice(self.host[index], self.asked)
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        self.asked.append((dl_device, copy, stream, self.shape))
+        assert dl_device == (1, 0), "this would be memory of the device"
+        copied = self.host.copy()
+        if copied.dtype == ml_dtypes.bfloat16:
+            copied = Retagged.of_bfloat16(copied)
+        return copied.__dlpack__(max_version=max_version)
+
+
+class Old(OnDevice):
+    """Of before DLPack 1.0."""
+
+    def __dlpack__(self, stream=None):
+        raise AssertionError("what is asked for is not known here")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_and_image_of_a_device_are_copied(dtype):
+    dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    weights, image = (OnDevice(x.astype(dtype)) for x in (WEIGHTS, PHOTOGRAPH))
+    below, above = plot.show_attention(weights, image, at=(1, 4)).images
+    np.testing.assert_array_equal(read_data(above), weights.host.astype(float))
+    np.testing.assert_array_equal(read_data(below), image.host.astype(float))
+    for array in (weights, image):
+        assert array.asked == [((1, 0), True, None, array.shape)]
+
+
+def test_no_more_of_a_device_is_copied_than_is_drawn(monkeypatch):
+    """Of all heads of all images, one plane."""
+    entropy = OnDevice(RNG.random((2, 3, 5, 7)))
+    steps = [OnDevice(RNG.random((2, 3, 5, 7))) for _ in range(2)]
+    monkeypatch.setattr(plot, "attention_entropy", lambda *_: entropy)
+    monkeypatch.setattr(plot, "compose_steps", lambda *_, **__: iter(steps))
+    ax = plot.show_entropy(Q1, K1, head=2, number=-1)
+    np.testing.assert_array_equal(read_data(ax.images[0]), np.exp(entropy.host[1, 2]))
+    axes = plot.show_recurrence(PAIRS, at=(1, 4), head=-1, number=1)
+    for ax, step in zip(axes, steps, strict=True):
+        np.testing.assert_array_equal(read_data(ax.images[0]), step.host[1, 2])
+    for array in (entropy, *steps):
+        assert array.asked == [((1, 0), True, None, (5, 7))]
+
+
+@pytest.mark.parametrize("convert", [torch.from_numpy, jax.numpy.asarray], ids=["torch", "jax"])
+def test_libraries_copy_when_asked_so(convert, monkeypatch):
+    """Here on the CPU, which they are told to be no CPU."""
+    weights = convert(WEIGHTS.astype(np.float32))
+    describe = plot.describe
+    monkeypatch.setattr(plot, "describe", lambda *of: describe(*of)._replace(device="cuda:0"))
+    ax = plot.show_attention(weights)
+    np.testing.assert_array_equal(read_data(ax.images[0]), np.asarray(weights))
+
+
+@pytest.mark.parametrize("name", ["weights", "image"])
+def test_a_library_that_does_not_copy_is_named(name):
+    arguments = {"weights": WEIGHTS, "image": PHOTOGRAPH}
+    with pytest.raises(BridgeError) as caught:
+        plot.show_attention(**{**arguments, name: Old(arguments[name])})
+    (mismatch,) = caught.value.mismatches
+    assert caught.value.function == "show_attention"
+    assert str(mismatch).startswith(
+        f"{name}.device: expected memory that its library copies to the CPU by DLPack; copy the "
+        "array there first, got cuda:0 (TypeError: "
+    )
+    assert plt.get_fignums() == []
+
+
+def test_a_tensor_that_requires_grad_is_refused():
+    with pytest.raises(BridgeError, match=r"^show_attention: weights: .*call x\.detach"):
+        plot.show_attention(torch.zeros(5, 7, requires_grad=True))
+    assert plt.get_fignums() == []
+
+
 # Errors
 
 
@@ -264,7 +490,7 @@ def test_another_suffix_is_named(name, path, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("shape", [(7,), (2, 5, 7), (1, 2, 5, 7), (2, 1, 5, 7)])
+@pytest.mark.parametrize("shape", [(7,), (2, 5, 7), (1, 2, 5, 7), (2, 1, 5, 7), (0, 7), (5, 0)])
 def test_what_is_not_one_image_is_named(shape):
     with pytest.raises(ArgumentError) as caught:
         plot.show_attention(np.zeros(shape))
@@ -291,6 +517,7 @@ def test_a_position_outside_is_named(at, error):
         ([(Q1[:1], K1[:1]), (Q2, K2)], (1, 4), r"compose_attention: pairs\[1\]\.q\.shape"),
         (PAIRS, (5, 4), "compose_attention: at: expected a position"),
         (PAIRS, [(1, 4), (2, 3)], r"show_recurrence: weights\.shape: expected one image"),
+        ([(Q1[:, :, None], K1[:, :, None])], (0, 1, 4), "show_recurrence: at: expected a position"),
     ],
 )
 def test_pairs_that_do_not_fit_are_named_before_anything_is_drawn(pairs, at, message):
@@ -299,10 +526,96 @@ def test_pairs_that_do_not_fit_are_named_before_anything_is_drawn(pairs, at, mes
     assert plt.get_fignums() == []
 
 
-def test_an_image_that_is_none_leaves_no_figure():
-    with pytest.raises(ArgumentTypeError, match="got list"):
-        plot.show_attention(WEIGHTS, [[1.0]])
+@pytest.mark.parametrize("name", ["show_recurrence", "show_entropy"])
+@pytest.mark.parametrize(
+    ("changes", "error", "lines"),
+    [
+        ({"head": 2}, ArgumentError, "head: expected an index in [-2, 2), got 2"),
+        ({"head": -3}, ArgumentError, "head: expected an index in [-2, 2), got -3"),
+        ({"number": 3}, ArgumentError, "number: expected an index in [-3, 3), got 3"),
+        ({"number": -4}, ArgumentError, "number: expected an index in [-3, 3), got -4"),
+        ({"head": 1.0}, ArgumentTypeError, "head: expected an integer, got 1.0"),
+        ({"head": True}, ArgumentTypeError, "head: expected an integer, got True"),
+        ({"number": "0"}, ArgumentTypeError, "number: expected an integer, got '0'"),
+        ({"number": None}, ArgumentTypeError, "number: expected an integer, got None"),
+        (
+            {"head": slice(1), "number": 7},
+            ArgumentError,
+            "head: expected an integer, got slice slice(None, 1, None)\n"
+            "number: expected an index in [-3, 3), got 7",
+        ),
+    ],
+)
+def test_a_head_or_an_image_that_is_not_there_is_named(name, changes, error, lines):
+    q = np.zeros((3, 6, 5, 7))
+    arguments = ([(q, q)],) if name == "show_recurrence" else (q, q)
+    at = {"at": (1, 4)} if name == "show_recurrence" else {}
+    with pytest.raises(error) as caught:
+        getattr(plot, name)(*arguments, **at, heads=2, **changes)
+    assert caught.value.function == name
+    assert [str(mismatch) for mismatch in caught.value.mismatches] == lines.split("\n")
     assert plt.get_fignums() == []
+
+
+SHAPE = "image.shape: expected (height, width) or (height, width, 3 or 4), of a pixel or more, got "
+DTYPE = "image.dtype: expected bool, integers or reals, got "
+ARRAY = "an array of NumPy, CuPy, PyTorch, JAX or any library that speaks DLPack"
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "line"),
+    [
+        (np.zeros(5), ArgumentError, f"{SHAPE}(5,)"),
+        (np.zeros((3, 5, 7)), ArgumentError, f"{SHAPE}(3, 5, 7)"),
+        (np.zeros((5, 7, 1)), ArgumentError, f"{SHAPE}(5, 7, 1)"),
+        (np.zeros((1, 5, 7, 3)), ArgumentError, f"{SHAPE}(1, 5, 7, 3)"),
+        (np.zeros((0, 7)), ArgumentError, f"{SHAPE}(0, 7)"),
+        (np.zeros((5, 0, 3)), ArgumentError, f"{SHAPE}(5, 0, 3)"),
+        (np.array(1.0), ArgumentError, f"{SHAPE}()"),
+        (np.zeros((5, 7), complex), ArgumentTypeError, f"{DTYPE}complex128"),
+        (np.zeros((5, 7), "V4"), ArgumentTypeError, f"{DTYPE}void32"),
+        (np.full((5, 7), "a"), BridgeError, "image: expected a plain numeric dtype, got dtype <U1"),
+        ([[1.0]], ArgumentTypeError, f"image: expected {ARRAY}, got list"),
+        ("photograph.png", ArgumentTypeError, f"image: expected {ARRAY}, got str"),
+    ],
+)
+@pytest.mark.parametrize("name", SHOW)
+def test_what_is_no_image_is_named(name, image, error, line):
+    show = {
+        "show_attention": lambda: plot.show_attention(WEIGHTS, image),
+        "show_recurrence": lambda: plot.show_recurrence(PAIRS, image, at=(1, 4)),
+        "show_entropy": lambda: plot.show_entropy(Q1, K1, image),
+    }
+    with pytest.raises(error) as caught:
+        show[name]()
+    assert type(caught.value) is error
+    assert caught.value.function == name
+    assert [str(mismatch) for mismatch in caught.value.mismatches] == [line]
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "line"),
+    [
+        ([[1.0]], f"weights: expected {ARRAY}, got list"),
+        (
+            WEIGHTS.astype(complex),
+            "weights.dtype: expected bool, integers or reals, got complex128",
+        ),
+    ],
+)
+def test_what_are_no_weights_are_named(weights, line):
+    with pytest.raises(ArgumentTypeError) as caught:
+        plot.show_attention(weights)
+    assert str(caught.value) == f"show_attention: {line}"
+    assert plt.get_fignums() == []
+
+
+def test_all_that_does_not_fit_is_named_at_once():
+    with pytest.raises(ArgumentError) as caught:
+        plot.show_attention([[1.0]], np.zeros(3), at=(1.5, 0), path="picture.pdf")
+    named = [mismatch.argument for mismatch in caught.value.mismatches]
+    assert named == ["weights", "image.shape", "path", "at"]
 
 
 def test_a_missing_matplotlib_is_one_sentence(run_python):

@@ -1,0 +1,76 @@
+"""The examples run, and what the documents show of them is what they give."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from crisscross import nn
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"examples/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_in_a_test():
+    """That of CBraMod is tested beside PyTorch."""
+    names = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert names == {"cbramod", "costs", "pictures"}
+
+
+def test_the_pictures_are_those_of_the_documents(tmp_path, monkeypatch):
+    """But for what a version of matplotlib draws otherwise."""
+    monkeypatch.setattr("sys.argv", ["pictures.py", str(tmp_path)])
+    load_example("pictures").main()
+    assert {path.name for path in tmp_path.iterdir()} == {"attention.png", "entropy.png"}
+    for path in tmp_path.iterdir():
+        drawn, shown = (plt.imread(each) for each in (path, ROOT / "docs" / path.name))
+        assert drawn.shape == shown.shape
+        assert np.abs(drawn - shown).mean() < 0.02
+
+
+def test_the_table_of_costs(monkeypatch, capsys):
+    """Of a small image; memory is measured, so it is only there."""
+    example = load_example("costs")
+    monkeypatch.setattr(example, "SHAPE", (1, 16, 9, 11))
+    example.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 3 + 2
+    assert all(re.search(r"\| \d+ MiB \| (\d+ MiB|-) \|$", line) for line in lines[2:])
+    cost = nn.count_criss_cross_block((9, 11), 16, recurrence=3)
+    assert lines[4].startswith(f"| criss-cross, R = 3 | {cost.published_flops / 1e9:.2f} G |")
+
+
+@pytest.mark.parametrize("recurrence", [1, 2, 3, None])
+def test_the_counts_in_the_document(recurrence):
+    if recurrence is None:
+        name, cost = "all positions", nn.count_position_attention_block((97, 97), 512)
+    else:
+        name = f"criss-cross, R = {recurrence}"
+        cost = nn.count_criss_cross_block((97, 97), 512, recurrence=recurrence)
+    row = (
+        f"| {name} | {cost.published_flops / 1e9:.2f} G | {cost.flops / 1e9:.2f} G "
+        f"| {cost.map_bytes / 2**20:.1f} MiB |"
+    )
+    assert row in (ROOT / "docs/blocks.md").read_text()
+
+
+def test_the_products_in_the_document():
+    text = (ROOT / "docs/blocks.md").read_text()
+    for cost in (
+        nn.count_non_local_block((97, 97), 512),
+        nn.count_non_local_block((97, 97), 512, mode="dot_product"),
+        nn.count_channel_attention_block((97, 97), 512),
+        nn.count_rcca_head((97, 97), classes=19),
+    ):
+        assert f"{cost.flops / 1e9:.2f} G" in text
