@@ -40,10 +40,14 @@ _ARRAY_CLASSES = {
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why an array's memory cannot be shared: what was expected (and what to do), what came."""
+    """Why an array's memory cannot be shared: what was expected (and what to do), what came.
+
+    `in_sharing` alone, if its library computes with it as with any other.
+    """
 
     expected: str
     got: str
+    in_sharing: bool = False
 
 
 class ObstacleError(Exception):
@@ -55,11 +59,15 @@ class ObstacleError(Exception):
 
 
 class Description(NamedTuple):
-    """What can be said of an array without touching its memory; no device where it has none."""
+    """What can be said of an array without touching its memory; no device where it has none.
+
+    One that `is_fake` has no memory, but a library that traces wants to know what comes of it.
+    """
 
     spec: ArraySpec
     device: str | None
     obstacle: Obstacle | None = None
+    is_fake: bool = False
 
 
 class Held(NamedTuple):
@@ -83,7 +91,8 @@ Make = Callable[[tuple[int, ...], tuple[int, ...], str], Held]
 class Adapter(Protocol):
     """What the room of an array library provides; a module with these functions.
 
-    The last four are for memory of a CUDA device; libraries that have none need them not.
+    The last ones are for memory of a CUDA device, and for arrays that are fake; libraries that have
+    none need them not.
     """
 
     def describe(self, array: Any) -> Description | None:
@@ -112,6 +121,9 @@ class Adapter(Protocol):
 
     def take(self, owner: Any, like: Any) -> Any:
         """Hand an array that was made over to the library of `like`."""
+
+    def imitate(self, shape: tuple[Any, ...], dtype: str, like: Any, is_in_order: bool, /) -> Any:
+        """Make an array without memory, like a fake one: in its memory format, or not."""
 
 
 _loaded: dict[str, Adapter] = {}
@@ -150,3 +162,18 @@ def library_of(array: object) -> str:
     word = "__cuda_array_interface__" if kind == "cuda" else "__dlpack__"
     speaker = next((base for base in reversed(cls.__mro__) if word in vars(base)), cls)
     return speaker.__module__.partition(".")[0]
+
+
+def find_caller(first: object) -> Callable[..., Any] | None:
+    """Return what makes calls on arrays of a library that differentiates.
+
+    `first` is such an array, or a list of them. The import is a statement, which PyTorch's compiler
+    follows.
+    """
+    if isinstance(first, list | tuple) and first:
+        first = first[0]
+    if type(first) is np.ndarray or kind_of(first) != "torch":
+        return None
+    from crisscross.torch.calls import call
+
+    return call

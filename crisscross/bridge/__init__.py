@@ -43,14 +43,18 @@ T = TypeVar("T")
 _ANY_ARRAY = "an array of NumPy, CuPy, PyTorch, JAX or any library that speaks DLPack"
 
 
-def describe(findings: Findings, name: str, array: object) -> Description | None:
-    """Describe an argument; report it if it is no array, or its memory cannot be shared."""
+def describe(
+    findings: Findings, name: str, array: object, shares: bool = True
+) -> Description | None:
+    """Describe an argument; report it if it is no array, or its memory cannot be shared.
+
+    Or, where nobody `shares` it, if its library itself could not compute with it.
+    """
     kind = kind_of(array)
     description = None if kind is None else adapter_of(kind).describe(array)
     if description is None:
         findings.add(name, _ANY_ARRAY, _name_type(array), Fault.TYPE)
-    elif description.obstacle is not None:
-        obstacle = description.obstacle
+    elif (obstacle := description.obstacle) is not None and (shares or not obstacle.in_sharing):
         findings.add(name, obstacle.expected, obstacle.got, Fault.MEMORY)
     return description
 

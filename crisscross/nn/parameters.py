@@ -36,7 +36,7 @@ class Reader:
             self.findings.add("parameters", expected, describe_value(parameters), Fault.TYPE)
             self._parameters = {}
         self.channel_axis = self.findings.check_channel_axis(channel_axis) or 1
-        description = describe(self.findings, "x", x)
+        description = describe(self.findings, "x", x, shares=False)
         spec = None if description is None else description.spec
         self._device = None if description is None else description.device
         self._library = None if description is None else library_of(x)
@@ -110,7 +110,7 @@ class Reader:
             self.findings.add(f"parameters[{name!r}]", "an array", "nothing of that name")
             return None, None
         array, label = self._parameters[name], f"parameters[{name!r}]"
-        description = describe(self.findings, label, array)
+        description = describe(self.findings, label, array, shares=False)
         if description is None:
             return array, None
         if (library := library_of(array)) != self._library:
@@ -147,7 +147,7 @@ class Reader:
         specs: dict[str, ArraySpec | None] = {"v": self._like_x(channels)}
         mask = options.pop("key_mask")
         if mask is not None:
-            description = describe(self.findings, "key_mask", mask)
+            description = describe(self.findings, "key_mask", mask, shares=False)
             specs["key_mask"] = None if description is None else description.spec
         for count in dict.fromkeys(rows):
             with suppress(ArgumentError, ArgumentTypeError, BridgeError):  # findings keep it

@@ -26,8 +26,8 @@ from crisscross.problem import Findings
 from crisscross.problem.findings import describe_value, format_shape
 
 NORMS = ("batch", "group", None)
-_SLOPES = {"leaky_relu": 0.01, "relu": 0.0, None: None}
-ACTIVATIONS = tuple(_SLOPES)
+SLOPES = {"leaky_relu": 0.01, "relu": 0.0, None: None}
+ACTIVATIONS = tuple(SLOPES)
 
 
 class _Unit(NamedTuple):
@@ -191,7 +191,7 @@ def _read(
     findings.raise_if_any()  # which parameters there are to be follows from the norm
     if training is not None and norm == "batch" and not math.prod(reader.shape):
         findings.add("x.shape", "positions to take statistics of", format_shape(reader.shape))
-    slopes = [_SLOPES[activation] for activation in activations]
+    slopes = [SLOPES[activation] for activation in activations]
 
     inner, outer = (reader.count_outputs(f"{name}.0.weight") for name in ("conva", "bottleneck"))
     classes = reader.count_outputs("bottleneck.3.weight")

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from crisscross.ops.call import Call, Output
+from crisscross.ops.routing import differentiable
 from crisscross.problem import AttentionProblem, attention_problem
 
 Axes = Iterable[int] | None
 
 
+@differentiable
 def criss_cross_attention(
     q: Any,
     k: Any,
@@ -94,6 +96,7 @@ def criss_cross_attention(
     return _run_forward(call, problem, return_lse)
 
 
+@differentiable
 def axial_attention(
     q: Any,
     k: Any,
@@ -182,6 +185,7 @@ def _run_forward(call: Call, problem: AttentionProblem, return_lse: bool) -> Any
     return (out, lse) if return_lse else out
 
 
+@differentiable
 def criss_cross_attention_backward(
     dout: Any,
     q: Any,
@@ -257,6 +261,7 @@ def criss_cross_attention_backward(
     return _run_backward(call, problem)
 
 
+@differentiable
 def axial_attention_backward(
     dout: Any,
     q: Any,

@@ -38,7 +38,10 @@ class Output(NamedTuple):
 
 
 class Call:
-    """One call of `function` on `arrays`; an `optional` array that is None does not take part."""
+    """One call of `function` on `arrays`; an `optional` array that is None does not take part.
+
+    A function that leaves all to the arrays' library `shares` no memory, and does not `fill`.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Call:
         backend: str | None,
         arrays: Mapping[str, Any],
         optional: Mapping[str, Any] = MappingProxyType({}),
+        shares: bool = True,
     ) -> None:
         self.findings = Findings(function)
         self.backend = backend
@@ -54,15 +58,17 @@ class Call:
         self.arrays = {**arrays, **given}
         self.specs: dict[str, ArraySpec | None] = {}
         self._device: str | None = None
+        self._is_fake, self._shares = False, shares
         self._example: Any = None
         for name, array in self.arrays.items():
             self._take(name, array)
 
     def _take(self, name: str, array: Any) -> None:
-        description = describe(self.findings, name, array)
+        description = describe(self.findings, name, array, self._shares)
         self.specs[name] = None if description is None else description.spec
         if description is None:
             return
+        self._is_fake = self._is_fake or description.is_fake
         if self._example is None:
             self._example, self._leader = array, name
             self._device = description.device
@@ -110,6 +116,16 @@ class Call:
         kind = kind_of(self._example)
         assert kind is not None  # the problem was checked, so there is an array
         adapter = adapter_of(kind)
+        if self._is_fake:
+            return tuple(
+                adapter.imitate(
+                    output.shape,
+                    output.dtype,
+                    self.arrays[output.like or self._leader],
+                    output.like is not None,
+                )
+                for output in outputs
+            )
         if choice.backend == "gpu":
             return self._fill_on_device(outputs, run, adapter)
         views: dict[str, np.ndarray] = {}

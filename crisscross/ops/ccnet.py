@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from crisscross.ops.call import Call, Output
+from crisscross.ops.routing import differentiable
 from crisscross.problem import features_problem, map_problem
 
 
+@differentiable
 def ca_weight(q: Any, k: Any, *, backend: str | None = None) -> Any:
     """Energies of every pixel with its row and column, in CCNet's order.
 
@@ -48,6 +50,7 @@ def ca_weight(q: Any, k: Any, *, backend: str | None = None) -> Any:
     return energy
 
 
+@differentiable
 def ca_weight_backward(
     denergy: Any, q: Any, k: Any, *, backend: str | None = None
 ) -> tuple[Any, Any]:
@@ -93,6 +96,7 @@ def ca_weight_backward(
     return dq, dk
 
 
+@differentiable
 def ca_softmax(energy: Any, *, backend: str | None = None) -> Any:
     """Softmax over the H+W-1 keys of each pixel.
 
@@ -129,6 +133,7 @@ def ca_softmax(energy: Any, *, backend: str | None = None) -> Any:
     return attention
 
 
+@differentiable
 def ca_softmax_backward(dattention: Any, attention: Any, *, backend: str | None = None) -> Any:
     """Gradient of `ca_softmax`: attention * (dattention - <dattention, attention>).
 
@@ -170,6 +175,7 @@ def ca_softmax_backward(dattention: Any, attention: Any, *, backend: str | None 
     return denergy
 
 
+@differentiable
 def ca_map(attention: Any, v: Any, *, backend: str | None = None) -> Any:
     """Weighted sum of each pixel's row and column (CCNet, ICCV 2019, "aggregation").
 
@@ -210,6 +216,7 @@ def ca_map(attention: Any, v: Any, *, backend: str | None = None) -> Any:
     return out
 
 
+@differentiable
 def ca_map_backward(
     dout: Any, attention: Any, v: Any, *, backend: str | None = None
 ) -> tuple[Any, Any]:
@@ -259,6 +266,7 @@ def ca_map_backward(
     return dattention, dv
 
 
+@differentiable
 def to_port_layout(weights: Any, *, self_value: float = 0.0, backend: str | None = None) -> Any:
     """Convert a map from CCNet's layout to that of its PyTorch ports.
 
@@ -303,6 +311,7 @@ def to_port_layout(weights: Any, *, self_value: float = 0.0, backend: str | None
     return ported
 
 
+@differentiable
 def from_port_layout(ported: Any, *, backend: str | None = None) -> Any:
     """Convert a map from the layout of CCNet's ports to CCNet's own: undo `to_port_layout`.
 

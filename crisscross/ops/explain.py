@@ -108,7 +108,7 @@ def explain(
     >>> crisscross.explain(q, k, v).backend
     'cpu'
     """
-    call = Call("explain", backend, {"q": q, "k": k, "v": v}, {"key_mask": key_mask})
+    call = Call("explain", backend, {"q": q, "k": k, "v": v}, {"key_mask": key_mask}, shares=False)
     problem = attention_problem(
         call.findings,
         call.specs,

@@ -63,7 +63,7 @@ def attention_map(
     >>> weights.shape, int((weights > 0).sum()), round(float(weights.sum()), 6)
     ((1, 1, 5, 7), 11, 1.0)
     """
-    call = Call("attention_map", None, {"q": q, "k": k}, {"key_mask": key_mask})
+    call = Call("attention_map", None, {"q": q, "k": k}, {"key_mask": key_mask}, shares=False)
     options: dict[str, Any] = {
         "scale": scale,
         "heads": heads,
@@ -215,7 +215,9 @@ def attention_entropy(
     >>> bool(np.allclose(entropy, np.log(11)))
     True
     """
-    call = Call("attention_entropy", backend, {"q": q, "k": k}, {"key_mask": key_mask})
+    call = Call(
+        "attention_entropy", backend, {"q": q, "k": k}, {"key_mask": key_mask}, shares=False
+    )
     options: dict[str, Any] = {
         "scale": scale,
         "heads": heads,
@@ -248,7 +250,7 @@ def _check_pairs(
     for number, (q, k) in enumerate(pairs):
         leader = {"pairs[0].q": pairs[0][0]} if number else {}
         arrays = {**leader, "q": q, "k": k}
-        call = Call("compose_attention", None, arrays, {"key_mask": key_mask})
+        call = Call("compose_attention", None, arrays, {"key_mask": key_mask}, shares=False)
         if number == 0:
             sizes = _find_sizes(call, options["channel_axis"])
             positions = check_positions(call.findings, at, sizes)

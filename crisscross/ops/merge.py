@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from crisscross.ops.call import Call, Output
+from crisscross.ops.routing import differentiable
 from crisscross.problem import merge_problem
 
 
+@differentiable
 def merge_attentions(
     outs: Sequence[Any],
     lses: Sequence[Any],

@@ -1,4 +1,9 @@
-"""The PyTorch room: the only one that imports torch."""
+"""The PyTorch room: the only one that imports torch.
+
+Every function of `crisscross` takes tensors, and is differentiable; here are CCNet's modules and
+their relatives. ``from crisscross.torch import ca_weight, ca_map`` is the whole port of code that
+imports them from CCNet's ``cc_attention``.
+"""
 
 from crisscross.errors import MissingDependencyError
 
@@ -8,3 +13,23 @@ except ImportError:
     raise MissingDependencyError(
         "crisscross.torch needs PyTorch: pip install 'crisscross-attention[torch]'"
     ) from None
+
+from crisscross.ops import ca_map, ca_softmax, ca_weight
+from crisscross.torch.modules import (
+    RCCA,
+    ChannelAttention,
+    CrissCrossAttention,
+    NonLocalBlock,
+    PositionAttention,
+)
+
+__all__ = [
+    "RCCA",
+    "ChannelAttention",
+    "CrissCrossAttention",
+    "NonLocalBlock",
+    "PositionAttention",
+    "ca_map",
+    "ca_softmax",
+    "ca_weight",
+]

@@ -6,24 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.forward_ad import unpack_dual
 
 from crisscross.bridge.capsule import numpy_bfloat16
 from crisscross.dispatch import Description, Held, Make, Obstacle, ObstacleError
 from crisscross.problem import ArraySpec
-from crisscross.view import View
+from crisscross.view import View, find_strides
 
 
 def describe(array: Any) -> Description | None:
     if not isinstance(array, torch.Tensor):
         return None
+    if isinstance(array, FakeTensor):
+        spec = ArraySpec(tuple(array.shape), _name_dtype(array))
+        obstacle = find_lasting_obstacle(array)
+        return Description(spec, _name_device(array), obstacle, is_fake=True)
     if torch.compiler.is_compiling():
         # Dynamo would trace on into NumPy, and fail there in words of its own.
-        obstacle = Obstacle(
-            "a tensor outside of torch.compile, which is not supported yet; wrap the call with "
-            "torch.compiler.disable",
-            "a tensor being traced",
-        )
+        expected = "a tensor outside of torch.compile; wrap the call with torch.compiler.disable"
+        obstacle = Obstacle(expected, "a tensor being traced", in_sharing=True)
         return Description(ArraySpec(tuple(array.shape), _name_dtype(array)), None, obstacle)
     if array.is_nested:
         # It has no sizes to be told.
@@ -33,8 +35,11 @@ def describe(array: Any) -> Description | None:
         obstacle = Obstacle("a tensor with memory; run the lazy module once", "a lazy parameter")
         return Description(ArraySpec((), _name_dtype(array)), None, obstacle)
     spec = ArraySpec(tuple(array.shape), _name_dtype(array))
-    device = "cpu" if array.device.type == "cpu" else str(array.device)
-    return Description(spec, device, _find_obstacle(array))
+    return Description(spec, _name_device(array), _find_obstacle(array))
+
+
+def _name_device(tensor: torch.Tensor) -> str:
+    return "cpu" if tensor.device.type == "cpu" else str(tensor.device)
 
 
 def _name_dtype(tensor: torch.Tensor) -> str:
@@ -42,20 +47,37 @@ def _name_dtype(tensor: torch.Tensor) -> str:
 
 
 def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
+    lasting = find_lasting_obstacle(tensor)
+    if lasting is not None:
+        return lasting
+    words = _find_obstacle_in_sharing(tensor)
+    return None if words is None else Obstacle(*words, in_sharing=True)
+
+
+def _find_obstacle_in_sharing(tensor: torch.Tensor) -> tuple[str, str] | None:
+    """Say why memory cannot be shared: what was expected, and what came."""
     proxy_mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
     if torch._C._is_tracing() or proxy_mode is not None:
         # What is computed outside of the tracer's sight would become a constant of the graph.
-        return Obstacle("a tensor outside of torch.jit.trace and make_fx", "a tensor being traced")
+        return "a tensor outside of torch.jit.trace and make_fx", "a tensor being traced"
     if unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
-        return Obstacle(
-            "a tensor without tangent, for forward-mode differentiation is not supported yet; "
-            "unpack the dual tensor and call on its primal",
-            "a dual tensor",
-        )
-    if isinstance(tensor, torch._subclasses.FakeTensor):
-        return Obstacle("a tensor with memory, outside of tracing", "a FakeTensor")
+        return "a tensor without tangent; unpack it and pass on its primal", "a dual tensor"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return Obstacle("a plain tensor; call outside of torch.func", "a torch.func wrapper")
+        return "a plain tensor; call outside of torch.func", "a torch.func wrapper"
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return "a tensor outside of autograd; call x.detach()", "a tensor that requires grad"
+    if tensor.numel() and _find_end(tensor) > tensor.untyped_storage().nbytes():
+        return "a tensor with memory; gather or materialise it first", "freed storage"
+    # A lazily conjugated or negated tensor shares memory that holds the other sign.
+    if tensor.is_conj():
+        return "a resolved tensor; call x.resolve_conj()", "the conjugate bit set"
+    if tensor.is_neg():
+        return "a resolved tensor; call x.resolve_neg()", "the negative bit set"
+    return None
+
+
+def find_lasting_obstacle(tensor: torch.Tensor) -> Obstacle | None:
+    """Say why nothing can be computed with a tensor, now or when a graph runs."""
     if tensor.layout is not torch.strided:
         return Obstacle("a strided tensor; call x.to_dense()", f"layout {tensor.layout}")
     if tensor.device.type == "meta":
@@ -64,19 +86,6 @@ def _find_obstacle(tensor: torch.Tensor) -> Obstacle | None:
         return Obstacle("a dtype that NumPy has; call x.to(torch.float16)", str(tensor.dtype))
     if tensor.is_quantized:
         return Obstacle("a plain tensor; call x.dequantize()", "a quantized tensor")
-    if tensor.requires_grad and torch.is_grad_enabled():
-        return Obstacle(
-            "a tensor outside of autograd, which is not supported yet; wrap the call and its "
-            "*_backward in a torch.autograd.Function, or call x.detach()",
-            "a tensor that requires grad",
-        )
-    if tensor.numel() and _find_end(tensor) > tensor.untyped_storage().nbytes():
-        return Obstacle("a tensor with memory; gather or materialise it first", "freed storage")
-    # A lazily conjugated or negated tensor shares memory that holds the other sign.
-    if tensor.is_conj():
-        return Obstacle("a resolved tensor; call x.resolve_conj()", "the conjugate bit set")
-    if tensor.is_neg():
-        return Obstacle("a resolved tensor; call x.resolve_neg()", "the negative bit set")
     return None
 
 
@@ -87,6 +96,8 @@ def _find_end(tensor: torch.Tensor) -> int:
 
 
 def to_numpy(array: torch.Tensor) -> np.ndarray:
+    if isinstance(array, FakeTensor):
+        raise ObstacleError("a tensor with memory, outside of tracing", "a FakeTensor")
     tensor = array.detach()
     if tensor.dtype is torch.bfloat16:
         return tensor.view(torch.uint16).numpy().view(numpy_bfloat16())
@@ -131,3 +142,11 @@ def find_maker(like: torch.Tensor) -> Make:
 
 def take(owner: torch.Tensor, _like: Any) -> torch.Tensor:
     return owner
+
+
+def imitate(
+    shape: tuple[Any, ...], dtype: str, like: torch.Tensor, is_in_order: bool
+) -> torch.Tensor:
+    view = View(0, tuple(like.shape), like.stride(), _name_dtype(like)) if is_in_order else None
+    strides = find_strides(shape, view)
+    return torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=like.device)

@@ -28,6 +28,10 @@ COMPILED = "torch_compiled"
 #: Every form of every file, and where it is measured.
 FORMS = {
     "ours": {"crisscross": [CPU, CUDA], "crisscross, channels-last": [CPU]},
+    "torch_ours": {
+        "crisscross on tensors": [CPU, CUDA],
+        "bare autograd.Function": [CPU, CUDA],
+    },
     "torch_eager": {"torch einsum": [CPU, CUDA], "torch bmm": [CPU, CUDA]},
     "torch_compiled": {"torch.compile einsum": [CPU, CUDA], "torch.compile bmm": [CPU, CUDA]},
     "torch_dense": {"dense, all positions (SDPA)": [CPU]},

@@ -577,8 +577,16 @@ def test_messages(function, changes, error, lines):
     assert [str(mismatch) for mismatch in caught.value.mismatches] == lines.split("\n")
 
 
-def test_a_tensor_that_requires_grad_is_refused():
-    """Rather than detached: no gradient would come back."""
-    q = torch.zeros(2, 8, 5, 7, requires_grad=True)
-    with pytest.raises(errors.BridgeError, match=r"call x\.detach"):
-        crisscross.attention_map(q, q, at=(1, 2))
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda q, k: crisscross.attention_map(q, k, at=[(1, 2), (0, -1)]),
+        lambda q, k: crisscross.compose_attention([(q, k), (k, q)], at=(1, 2), heads=2),
+        lambda q, k: crisscross.attention_entropy(q, k, scale=0.5),
+    ],
+    ids=["attention_map", "compose_attention", "attention_entropy"],
+)
+def test_pytorch_differentiates_them(function):
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 4, 3, 4, dtype=torch.float64, generator=generator)
+    assert torch.autograd.gradcheck(function, (q.requires_grad_(), k.requires_grad_()))
