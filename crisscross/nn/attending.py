@@ -57,11 +57,14 @@ def attend_to_all(q: Any, k: Any, v: Any, options: dict[str, Any], tape: Tape | 
 
 def multiply_by_all(q: Any, k: Any, v: Any, channel_axis: int, tape: Tape | None) -> Any:
     """Return ``q (k^T v) / N`` over all N positions: attention without softmax, in linear time."""
-    flat = [widen(flatten(x, channel_axis)) for x in (q, k, v)]
-    # Positions as rows, whatever the layout: views.
-    rows = [transpose(x) if channel_axis == 1 else x for x in flat]
-    count = rows[0].shape[-2]
-    wide_q, wide_k, wide_v = rows
+
+    def read(x: Any) -> Any:
+        """View positions as rows, whatever the layout; in 16 bits it is a copy."""
+        flat = widen(flatten(x, channel_axis))
+        return transpose(flat) if channel_axis == 1 else flat
+
+    wide_q, wide_k, wide_v = (read(x) for x in (q, k, v))
+    count = max(wide_q.shape[-2], 1)
     products = multiply_matrices(transpose(wide_k), wide_v) / count
 
     def shape_back(array: Any, like: Any) -> Any:
@@ -71,8 +74,8 @@ def multiply_by_all(q: Any, k: Any, v: Any, channel_axis: int, tape: Tape | None
     out = shape_back(multiply_matrices(wide_q, products), v)
 
     def pull(dout: Any) -> tuple[Any, ...]:
-        dflat = widen(flatten(dout, channel_axis))
-        drows = transpose(dflat) if channel_axis == 1 else dflat
+        # Made anew, for a tape keeps what is given.
+        wide_q, wide_k, wide_v, drows = (read(x) for x in (q, k, v, dout))
         dproducts = multiply_matrices(transpose(wide_q), drows) / count
         return (
             shape_back(multiply_matrices(drows, transpose(products)), q),
@@ -88,8 +91,13 @@ def multiply_by_all(q: Any, k: Any, v: Any, channel_axis: int, tape: Tape | None
 def attend_channels(x: Any, channel_axis: int, tape: Tape | None) -> Any:
     """Let channels attend to each other: the less alike two of an image are, the more (DANet)."""
     xp = find_namespace(x)
-    flat = widen(flatten(x, channel_axis))
-    rows = flat if channel_axis == 1 else transpose(flat)  # channels as rows
+
+    def read(x: Any) -> Any:
+        """View channels as rows."""
+        flat = widen(flatten(x, channel_axis))
+        return flat if channel_axis == 1 else transpose(flat)
+
+    rows = read(x)
     energies = multiply_matrices(rows, transpose(rows))
     # The softmax over max - energy, relative to its own largest: min - energy.
     weights = xp.exp(-largest(-energies) - energies)
@@ -102,8 +110,7 @@ def attend_channels(x: Any, channel_axis: int, tape: Tape | None) -> Any:
     out = shape_back(multiply_matrices(weights, rows))
 
     def pull(dout: Any) -> tuple[Any, ...]:
-        dflat = widen(flatten(dout, channel_axis))
-        drows = dflat if channel_axis == 1 else transpose(dflat)
+        rows, drows = read(x), read(dout)
         dweights = multiply_matrices(drows, transpose(rows))
         delta = xp.sum(dweights * weights, axis=-1, keepdims=True)
         denergies = -weights * (dweights - delta)  # of the energies, which come with a minus

@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 
 from crisscross.arithmetic import find_namespace, reshape
-from crisscross.bridge import from_dlpack, name_dtype, numpy_dtype
-from crisscross.errors import ArgumentError, Mismatch, MissingDependencyError
+from crisscross.bridge import describe, from_dlpack, name_dtype, numpy_dtype
+from crisscross.errors import ArgumentError, Fault, Mismatch, MissingDependencyError
+from crisscross.problem import Findings
+from crisscross.problem.findings import describe_value
 
 #: Suffix -> what parameters may be in such a file.
 _FORMATS = {
     ".npz": ("float16", "float32", "float64"),
     ".safetensors": ("float16", "bfloat16", "float32", "float64"),
 }
+_NO_PARAMETER = "num_batches_tracked"
 #: Names in safetensors files -> dtypes.
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
@@ -57,8 +60,7 @@ def save_parameters(path: str | os.PathLike[str], parameters: Mapping[str, Any])
     True
     """
     suffix = _read_suffix("save_parameters", path)
-    # In C order, and not by `ascontiguousarray`, which gives a single number an axis.
-    arrays = {name: np.array(from_dlpack(x), order="C") for name, x in parameters.items()}
+    arrays = _read_arrays(parameters)
     dtypes = {name: name_dtype(x.dtype) for name, x in arrays.items()}
     _check_dtypes("save_parameters", "parameters", dtypes, suffix)
     if suffix == ".safetensors":
@@ -71,8 +73,37 @@ def save_parameters(path: str | os.PathLike[str], parameters: Mapping[str, Any])
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
+def _read_arrays(parameters: Any) -> dict[str, np.ndarray]:
+    """Read parameters as NumPy arrays in C order; what cannot be is named by its name."""
+    findings = Findings("save_parameters")
+    if not isinstance(parameters, Mapping):
+        expected = "a mapping of names to arrays"
+        findings.add("parameters", expected, describe_value(parameters), Fault.TYPE)
+        findings.raise_if_any()
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in parameters.items():
+        label = f"parameters[{name!r}]"
+        # The name of what safetensors has besides arrays.
+        if not isinstance(name, str) or name == "__metadata__":
+            findings.add("parameters", "names of parameters", repr(name))
+        description = describe(findings, label, array)
+        if description is None or description.obstacle is not None:
+            continue
+        if description.device != "cpu":
+            expected = "cpu; copy it there first"
+            findings.add(f"{label}.device", expected, str(description.device), Fault.MEMORY)
+            continue
+        # Not by `ascontiguousarray`, which gives a single number an axis.
+        arrays[name] = np.array(from_dlpack(array), order="C")
+    findings.raise_if_any()
+    return arrays
+
+
 def load_parameters(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read parameters from a ``.npz`` or a ``.safetensors`` file; nothing in it is executed.
+
+    How many batches a norm has seen, ``num_batches_tracked`` in PyTorch's files, is no parameter,
+    and left out.
 
     Raises
     ------
@@ -88,6 +119,8 @@ def load_parameters(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         errors = (zipfile.BadZipFile, zlib.error, ValueError, EOFError)
         with _reading(path, errors), zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
+                if name.removesuffix(".npy").endswith(_NO_PARAMETER):
+                    continue
                 with archive.open(name) as file:
                     array = np.lib.format.read_array(file, allow_pickle=False)
                 arrays[name.removesuffix(".npy")] = array
@@ -96,7 +129,8 @@ def load_parameters(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return arrays
     safetensors = _import_safetensors()
     with _reading(path, (safetensors.SafetensorError,)):
-        tensors = dict(safetensors.deserialize(Path(path).read_bytes()))
+        found = safetensors.deserialize(Path(path).read_bytes())
+        tensors = {name: x for name, x in found if not name.endswith(_NO_PARAMETER)}
     dtypes = {name: _DTYPES.get(x["dtype"], x["dtype"]) for name, x in tensors.items()}
     _check_dtypes("load_parameters", str(path), dtypes, suffix)
     return {
@@ -205,6 +239,7 @@ def from_ccnet(state: Mapping[str, Any], *, epsilon: float = 1e-5) -> dict[str, 
     ArgumentError
         Naming what the head holds that is none of its parameters, or if there is nothing.
     """
+    _check_state("from_ccnet", state, epsilon)
     found = _rename("from_ccnet", state, "head.", _CCNET)
     for name, array in found.items():
         if re.fullmatch(r"\w+\.1\.weight", name):
@@ -228,15 +263,17 @@ def from_mmcv(state: Mapping[str, Any], *, epsilon: float = 1e-5) -> dict[str, A
     -------
     dict of str to array
         For `criss_cross_block`, or for `rcca_head` with ``activation="relu"``. For
-        `non_local_block`, which is to have the ``mode`` of theirs and, unless that has
-        ``use_scale=False``, a ``scale`` of C' to the -1/2; a norm becomes part of ``W``, with its
-        running statistics. For `position_attention_block` and `channel_attention_block`.
+        `non_local_block`, which is to have the ``mode`` of theirs and, with "embedded_gaussian"
+        unless that has ``use_scale=False``, a ``scale`` of C' to the -1/2; a norm becomes part of
+        ``W``, with its running statistics. For `position_attention_block` and
+        `channel_attention_block`.
 
     Raises
     ------
     ArgumentError
         Naming what the head holds that is none of its parameters, or if there is nothing.
     """
+    _check_state("from_mmcv", state, epsilon)
     return _rename("from_mmcv", _fold_norm(state, epsilon), "decode_head.", _MMCV)
 
 
@@ -279,12 +316,27 @@ def from_paddleseg(state: Mapping[str, Any]) -> dict[str, Any]:
     ArgumentError
         Naming what the head holds that is none of its parameters, or if there is nothing.
     """
+    _check_state("from_paddleseg", state)
     shifted = dict(state)
     for name in state:
         mean = name.replace("._conv.bias", "._batch_norm._mean")
         if name.endswith("out.conv_bn_relu._conv.bias") and mean in state:
             shifted[mean] = state[mean] - shifted.pop(name)
     return _rename("from_paddleseg", shifted, "head.", _PADDLESEG)
+
+
+def _check_state(function: str, state: Any, epsilon: object = 1.0) -> None:
+    findings = Findings(function)
+    if not isinstance(state, Mapping):
+        expected = "a mapping of names to arrays"
+        findings.add("state", expected, describe_value(state), Fault.TYPE)
+    else:
+        for name in state:
+            if not isinstance(name, str):
+                findings.add("state", "names of parameters", describe_value(name), Fault.TYPE)
+    if not findings.check_real("epsilon", epsilon) > 0:
+        findings.add("epsilon", "a positive number", describe_value(epsilon))
+    findings.raise_if_any()
 
 
 def _rename(
@@ -299,7 +351,7 @@ def _rename(
             new = re.sub(pattern, replacement, new)
         if _OURS.fullmatch(new):
             found[new] = state[old]
-        elif not new.endswith("num_batches_tracked"):
+        elif not new.endswith(_NO_PARAMETER):
             unknown.append(Mismatch("state", "parameters of a block or a head", repr(old)))
     if not found and not unknown:
         unknown.append(Mismatch("state", "parameters of a block or a head", "none"))

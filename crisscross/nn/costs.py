@@ -37,7 +37,7 @@ class Cost:
         of which nobody published it; then `formulas` has no entry for it.
     map_bytes : int
         The attention map of one recurrence. Ports keep that of each when they train; this library
-        keeps none.
+        keeps none of positions.
     least_bytes : int
         What memory has to move at the least, if the steps of each recurrence, projections,
         attention and residual, read their arrays once and write their results once. A convolution

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from crisscross.nn.attending import attend
@@ -77,9 +77,11 @@ def criss_cross_block(
     """
     reader = Reader("criss_cross_block", parameters, x, channel_axis)
     steps = read_recurrence(reader, reader.channels, recurrence)
+    if isinstance(axes, Iterator):
+        axes = tuple(axes)  # to be walked through more than once
     options = {"scale": scale, "heads": heads, "axes": axes, "key_mask": key_mask}
     options |= {"channel_axis": channel_axis, "precision": precision, "backend": backend}
-    reader.finish_attention(list_rows(reader), reader.channels, options)
+    reader.finish_attention(list_rows(reader), reader.channels, options, tape, pairs)
     return repeat(steps, x, options, tape, pairs)
 
 

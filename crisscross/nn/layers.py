@@ -110,7 +110,7 @@ def standardise(x: Any, groups: int | None, epsilon: float, channel_axis: int, t
     else:
         view = reshape(wide, (*x.shape[:-1], groups, channels // groups))
         axes = (*range(1, x.ndim - 1), x.ndim)
-    count = math.prod(view.shape[axis] for axis in axes)
+    count = max(math.prod(view.shape[axis] for axis in axes), 1)
 
     def average(array: Any) -> Any:
         return sum_axes(array, axes[::-1]) / count

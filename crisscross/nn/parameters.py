@@ -10,6 +10,7 @@ from typing import Any
 from crisscross.bridge import describe
 from crisscross.dispatch import library_of
 from crisscross.errors import ArgumentError, ArgumentTypeError, BridgeError, Fault
+from crisscross.nn.tape import Tape
 from crisscross.ops.backends import check_backend
 from crisscross.problem import COMPUTE_DTYPES, ArraySpec, Findings, attention_problem
 from crisscross.problem.findings import Shape, describe_value, format_shape
@@ -29,6 +30,7 @@ class Reader:
     def __init__(self, function: str, parameters: Any, x: Any, channel_axis: object) -> None:
         self.findings = Findings(function)
         self._read: set[str] = set()
+        self._given = [x]
         self._prefix = ""
         self._parameters: Parameters = parameters
         if not isinstance(parameters, Mapping):
@@ -110,6 +112,7 @@ class Reader:
             self.findings.add(f"parameters[{name!r}]", "an array", "nothing of that name")
             return None, None
         array, label = self._parameters[name], f"parameters[{name!r}]"
+        self._given.append(array)
         description = describe(self.findings, label, array, shares=False)
         if description is None:
             return array, None
@@ -127,16 +130,27 @@ class Reader:
         label = f"parameters[{self._prefix + name!r}].shape"
         self.findings.add(label, expected, format_shape(spec.shape))
 
-    def finish(self) -> None:
+    def finish(self, tape: Any, pairs: Any = None) -> None:
         """Raise if anything did not fit, parameters that nothing reads included."""
+        if not isinstance(tape, Tape | None):
+            self.findings.add("tape", "None or a Tape", describe_value(tape), Fault.TYPE)
+        if not isinstance(pairs, list | None):
+            self.findings.add("pairs", "None or a list", describe_value(pairs), Fault.TYPE)
         unread = [name for name in self._parameters if name not in self._read]
         if unread:
             expected = f"names among {sorted(self._read)}"
             self.findings.add("parameters", expected, ", ".join(map(repr, unread)))
         self.findings.raise_if_any()
+        if tape is not None:
+            tape.note(self._given)
 
     def finish_attention(
-        self, rows: Iterable[Size], channels: Size, options: Mapping[str, Any]
+        self,
+        rows: Iterable[Size],
+        channels: Size,
+        options: Mapping[str, Any],
+        tape: Any,
+        pairs: Any = None,
     ) -> None:
         """Finish, and hold the options of attention to q and k of `rows` channels, v of `channels`.
 
@@ -155,7 +169,7 @@ class Reader:
                 attention_problem(self.findings, problem, **options)
         mismatches = self.findings.mismatches
         mismatches[:] = dict.fromkeys(mismatches)  # the same of several sets of parameters
-        self.finish()
+        self.finish(tape, pairs)
 
     def _like_x(self, channels: Size) -> ArraySpec | None:
         if channels is None or self.dtype is None:

@@ -137,7 +137,8 @@ def rcca_head(
     head = _read(reader, recurrence, norm, groups, epsilon, activations, training)
     options = {"channel_axis": channel_axis, "precision": precision, "backend": backend}
     cca = reader.within("cca.")
-    reader.finish_attention(list_rows(cca), reader.count_outputs("conva.0.weight"), options)
+    inner = reader.count_outputs("conva.0.weight")
+    reader.finish_attention(list_rows(cca), inner, options, tape, pairs)
     statistics: dict[str, Any] = {}
     details = _Details(norm, groups, epsilon, channel_axis, training, statistics, tape)
 

@@ -9,6 +9,7 @@ from crisscross.nn.criss_cross import project_all, read_step
 from crisscross.nn.layers import add, add_scaled, project
 from crisscross.nn.parameters import Parameters, Reader
 from crisscross.nn.tape import Tape
+from crisscross.problem.findings import describe_value
 
 MODES = ("embedded_gaussian", "dot_product")
 
@@ -40,7 +41,7 @@ def non_local_block(
     scale : float
         Factor of the energies of "embedded_gaussian": 1 in the paper, C' to the -1/2 in others.
     channel_axis, precision, backend
-        As for `criss_cross_attention`; the last two have no part in "dot_product".
+        As for `criss_cross_attention`; the last two are None with "dot_product".
     tape : Tape, optional
         Where to record what gradients need.
 
@@ -77,7 +78,16 @@ def non_local_block(
         "precision": precision,
         "backend": backend,
     }
-    reader.finish_attention([rows], inner, options)
+    if mode == "dot_product":
+        for name, value, usual in (
+            ("scale", scale, 1),
+            ("precision", precision, None),
+            ("backend", backend, None),
+        ):
+            if value != usual:
+                expected = f"{usual} for 'dot_product', which is no attention"
+                reader.findings.add(name, expected, describe_value(value))
+    reader.finish_attention([rows], inner, options, tape)
 
     q, k, v = (project(x, *weights[name], channel_axis, tape) for name in ("theta", "phi", "g"))
     if mode == "dot_product":
@@ -130,7 +140,7 @@ def position_attention_block(
     step = read_step(reader, reader.channels)
     options = {"channel_axis": channel_axis, "precision": precision, "backend": backend}
     rows = reader.count_outputs("query_conv.weight")
-    reader.finish_attention([rows], reader.channels, options)
+    reader.finish_attention([rows], reader.channels, options, tape)
     q, k, v = project_all(x, step, channel_axis, tape)
     return add_scaled(x, attend_to_all(q, k, v, options, tape), step["gamma"], tape)
 
@@ -172,5 +182,5 @@ def channel_attention_block(
     """
     reader = Reader("channel_attention_block", parameters, x, channel_axis)
     gamma = reader.take_scalar("gamma")
-    reader.finish()
+    reader.finish(tape)
     return add_scaled(x, attend_channels(x, channel_axis, tape), gamma, tape)

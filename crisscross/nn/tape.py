@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from crisscross.dispatch import library_of
+from crisscross.errors import Fault
 from crisscross.problem import Findings
 
 #: From the gradient of a step's output to those of its inputs; None where there is none.
@@ -39,6 +41,11 @@ class Tape:
 
     def __init__(self) -> None:
         self._steps: list[_Step] = []
+        self._given: list[Any] = []
+
+    def note(self, arrays: Sequence[Any]) -> None:
+        """Note what a block was given: of these gradients may be wanted, if only to find none."""
+        self._given += arrays
 
     def record(self, output: Any, inputs: Sequence[Any], pull: Pull) -> None:
         """Note that `output` was made of `inputs`, and how its gradient goes back to them."""
@@ -63,18 +70,14 @@ class Tape:
 
         Raises
         ------
-        ArgumentError
-            If no step made `output`, its gradient has another shape, or `output` was made of
-            nothing that is wanted: arrays are known by identity, not by their values.
+        ArgumentError, ArgumentTypeError
+            If no block made `output`, its gradient is another kind of array, or blocks were not
+            given what is wanted: arrays are known by identity, not by their values.
         """
-        findings = Findings("Tape.pull")
-        if not any(step.output is output for step in self._steps):
-            findings.add("output", "what a block with this tape returned", "another array")
-        shapes = [tuple(getattr(array, "shape", ())) for array in (output, doutput)]
-        if shapes[0] != shapes[1]:
-            findings.add("doutput.shape", f"{shapes[0]} like output", str(shapes[1]))
-        findings.raise_if_any()
+        known = set(map(id, self._given))
+        known.update(id(array) for step in self._steps for array in (step.output, *step.inputs))
         kept = set(map(id, _list_arrays(wanted)))
+        _check(output, doutput, known, kept)
         gradients = {id(output): doutput}
         for step in reversed(self._steps):
             # An array's gradient is whole when the step that made it is reached; later it is needed
@@ -87,11 +90,28 @@ class Tape:
                 if gradient is not None:
                     before = gradients.get(id(array))
                     gradients[id(array)] = gradient if before is None else before + gradient
-        if not kept & set(gradients):
-            expected = "arrays that blocks with this tape were given"
-            findings.add("wanted", expected, "none of them")
-            findings.raise_if_any()
         return _rearrange(wanted, gradients)
+
+
+def _check(output: Any, doutput: Any, known: set[int], kept: set[int]) -> None:
+    findings = Findings("Tape.pull")
+    if id(output) not in known:
+        findings.add("output", "what a block with this tape returned", "another array")
+    libraries = [library_of(array) for array in (output, doutput)]
+    if libraries[0] != libraries[1]:
+        expected = f"an array of {libraries[0]} like output"
+        findings.add("doutput", expected, f"an array of {libraries[1]}", Fault.TYPE)
+    else:
+        shapes = [tuple(array.shape) for array in (output, doutput)]
+        if shapes[0] != shapes[1]:
+            findings.add("doutput.shape", f"{shapes[0]} like output", str(shapes[1]))
+        if doutput.dtype != output.dtype:
+            expected = f"{output.dtype} like output"
+            findings.add("doutput.dtype", expected, str(doutput.dtype), Fault.TYPE)
+    if strangers := len(kept - known):
+        expected = "arrays that blocks with this tape were given"
+        findings.add("wanted", expected, f"{strangers} of {len(kept)} that they were not")
+    findings.raise_if_any()
 
 
 def _list_arrays(tree: Any) -> list[Any]:

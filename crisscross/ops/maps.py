@@ -18,7 +18,7 @@ from crisscross.problem.findings import describe_value
 
 Axes = Iterable[int] | None
 #: One position, or several.
-Positions = Sequence[int] | Sequence[Sequence[int]]
+Positions = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 
 
 def attention_map(
@@ -72,7 +72,7 @@ def attention_map(
     }
     positions = check_positions(call.findings, at, _find_sizes(call, channel_axis))
     problem = attention_problem(call.findings, call.specs, **options, precision=None)
-    return _map_positions(problem, positions, q, k, key_mask, not _is_one(at))
+    return _map_positions(problem, positions, q, k, key_mask, not is_one(at))
 
 
 def compose_attention(
@@ -112,7 +112,8 @@ def compose_attention(
 
     Notes
     -----
-    Heads are composed each by itself. CCNet's blocks add their input to what they attend to; these
+    Heads are composed each by itself. A key that is NaN in a step but the last makes NaN of its
+    whole strips, and of what they see. CCNet's blocks add their input to what they attend to; these
     are the weights of attention alone.
 
     Examples
@@ -124,6 +125,8 @@ def compose_attention(
     >>> bool((weights > 0).all()), round(float(weights.sum()), 6)
     (True, 1.0)
     """
+    if isinstance(axes, Iterator):
+        axes = tuple(axes)  # to be walked through at each step
     options: dict[str, Any] = {
         "scale": scale,
         "heads": heads,
@@ -158,7 +161,7 @@ def compose_steps(
     q, k = pairs[-1]
     weights = _map_positions(problem, positions, q, k, key_mask, True)
     stacked = weights.shape
-    shape = (*stacked[:2], *stacked[3:]) if _is_one(at) else stacked
+    shape = (*stacked[:2], *stacked[3:]) if is_one(at) else stacked
     yield reshape(weights, shape)
     xp = find_namespace(weights)
     # (N, heads, M, *S) as values of M channels a head, in the caller's layout.
@@ -167,6 +170,7 @@ def compose_steps(
     for q, k in reversed(pairs[:-1]):
         q, k = widen(q), widen(k)
         # Queries of positions that nothing is seen through have no part, even if they are NaN.
+        # Keys have: one that is NaN makes NaN of its strips.
         is_seen = xp.any(weights != 0, axis=channel_axis, keepdims=True)
         q = xp.where(is_seen, q, xp.zeros_like(q))
         named = {**options, "key_mask": key_mask}
@@ -198,8 +202,9 @@ def attention_entropy(
     Returns
     -------
     array, (N, heads, \\*S)
-        At most ``log(keys)``, 0 without any key; float32, or float64 for float64. Off by about the
-        rounding of the energies: of energies of thousands, in float32, by a thousandth.
+        From 0 to ``log(keys)``, but for rounding; 0 without any key; float32, or float64 for
+        float64. Off by about the rounding of the energies: of energies of thousands, in float32,
+        by a thousandth.
 
     Raises
     ------
@@ -285,7 +290,7 @@ def _is_sequence(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _is_one(at: Any) -> bool:
+def is_one(at: Any) -> bool:
     return not any(_is_sequence(each) for each in at)
 
 
@@ -308,7 +313,7 @@ def check_positions(
         findings.add("at", expected, describe_value(at), Fault.TYPE)
         return []
     positions = []
-    for each in [at] if _is_one(at) else at:
+    for each in [at] if is_one(at) else at:
         if not _is_sequence(each):
             findings.add("at", expected, describe_value(at), Fault.TYPE)
             continue

@@ -7,7 +7,7 @@ figure that they made themselves is closed. Arrays of a device are copied to be 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from crisscross.bridge import describe, share
 from crisscross.dispatch import adapter_of, kind_of
 from crisscross.errors import Fault, MissingDependencyError
 from crisscross.ops import attention_entropy
-from crisscross.ops.maps import Positions, check_positions, compose_steps
+from crisscross.ops.maps import Positions, check_positions, compose_steps, is_one
 from crisscross.problem import Findings
 
 try:
@@ -93,7 +93,7 @@ def show_attention(
     positions = [] if at is None else check_positions(findings, at, shape)
     findings.raise_if_any()
     assert plane is not None
-    drawn = _draw_weights(plane, picture, positions, ax)
+    drawn = _draw_weights(plane, picture, positions, ax, _find_largest(plane))
     if title is not None:
         drawn.set_title(title)
     _write(drawn, path, ax is None)
@@ -105,14 +105,19 @@ def show_recurrence(
     image: Any = None,
     *,
     at: Sequence[int],
+    scale: float = 1.0,
+    heads: int = 1,
+    axes: Iterable[int] | None = None,
+    key_mask: Any = None,
+    channel_axis: int = 1,
     head: int = 0,
     number: int = 0,
     path: Path_ | None = None,
-    **options: Any,
 ) -> np.ndarray:
     """Show what a position sees through the last step of attention, the last two, and so on.
 
-    For criss-cross attention: the cross at R = 1, the whole image at R = 2.
+    For criss-cross attention: the cross at R = 1, the whole image at R = 2. All share one scale of
+    colours, which goes by the square root of the weights.
 
     Parameters
     ----------
@@ -122,12 +127,12 @@ def show_recurrence(
         As for `show_attention`.
     at : (y, x)
         The position.
+    scale, heads, axes, key_mask, channel_axis
+        As for `compose_attention`.
     head, number : int
         Which head, and which image of the batch; negative numbers from the end.
     path : str or path, optional
         Where to write it: a name that ends in ``.png`` or ``.svg``.
-    **options
-        scale, heads, axes, key_mask and channel_axis, as for `compose_attention`.
 
     Returns
     -------
@@ -142,22 +147,33 @@ def show_recurrence(
     findings = Findings("show_recurrence")
     picture = _read_image(findings, image)
     _check_path(findings, path)
+    check_positions(findings, at, None)
     findings.raise_if_any()
-    planes = [
-        _choose_plane(findings, "weights", weights, head, number)
-        for weights in compose_steps(pairs, at=at, **options)
-    ]
+    if not is_one(at):
+        findings.add("at", "one position, (y, x)", f"{len(at)} of them")
+        findings.raise_if_any()
+    options: dict[str, Any] = {"scale": scale, "heads": heads, "axes": axes}
+    options |= {"key_mask": key_mask, "channel_axis": channel_axis}
+    planes = []
+    for weights in compose_steps(pairs, at=at, **options):
+        if len(weights.shape) != 4:
+            expected = "q and k of images: two spatial axes"
+            findings.add("pairs", expected, f"{len(weights.shape) - 2} of them")
+            findings.raise_if_any()
+        planes.append(_choose_plane(findings, "weights", weights, head, number))
     positions = check_positions(findings, at, planes[0].shape)
     findings.raise_if_any()
     count = len(planes)
-    figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 4.2), squeeze=False)
+    figure, grid = plt.subplots(1, count, figsize=(4.2 * count + 0.6, 4.2), squeeze=False)
     figure.set_layout_engine("constrained")
-    for recurrence, (ax, plane) in enumerate(zip(axes[0], planes, strict=True), 1):
-        _draw_weights(plane, picture, positions, ax)
+    row: np.ndarray = grid[0]
+    largest = max(map(_find_largest, planes))
+    for recurrence, (ax, plane) in enumerate(zip(row, planes, strict=True), 1):
+        _draw_weights(plane, picture, positions, ax, largest)
         seen = np.count_nonzero(plane) / plane.size
         ax.set_title(f"R = {recurrence}: reaches {seen:.1%} of the image")
-    _write(axes[0, 0], path, True)
-    row: np.ndarray = axes[0]
+    figure.colorbar(row[0].images[-1], ax=row.tolist(), shrink=0.8, label="weight")
+    _write(row[0], path, True)
     return row
 
 
@@ -318,15 +334,19 @@ def _draw_weights(
     image: np.ndarray | None,
     positions: Sequence[tuple[int, ...]],
     ax: Axes | None,
+    largest: float,
 ) -> Axes:
-    is_number = np.isfinite(plane)
     # By the square root: most weights are small, and are to be seen beside the largest.
-    norm = PowerNorm(0.5, 0.0, float(np.max(plane, where=is_number, initial=0.0)))
-    alpha = 0.35 + 0.6 * np.asarray(norm(np.where(is_number, plane, 0)))
+    norm = PowerNorm(0.5, 0.0, largest)
+    alpha = 0.35 + 0.6 * np.asarray(norm(np.where(np.isfinite(plane), plane, 0)))
     drawn = _draw(plane, image, ax, "inferno", norm, alpha)
     for y, x in positions:
         drawn.plot(x, y, marker="+", color="deepskyblue", markersize=12, markeredgewidth=2)
     return drawn
+
+
+def _find_largest(plane: np.ndarray) -> float:
+    return float(np.max(plane, where=np.isfinite(plane), initial=0.0))
 
 
 def _draw(

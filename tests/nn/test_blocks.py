@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import pytest
 
 import crisscross
-from crisscross import ArgumentError, nn
+from crisscross import nn
 from crisscross.nn.layers import rectify, standardise
 from tests.nn import definitions
 
@@ -375,36 +373,6 @@ def test_norms_may_be_float32_beside_16_bits():
     assert found == {name: wide[name].dtype for name in found}
 
 
-def test_a_tape_of_16_bits_holds_half_of_what_one_of_32_does():
-    held = {}
-    for dtype in (np.float16, np.float32):
-        parameters = nn.init_criss_cross_block(64, gamma=0.7, dtype=np.dtype(dtype).name)
-        x = draw((1, 64, 48, 48)).astype(dtype)
-        nn.criss_cross_block(parameters, x, recurrence=2)  # whatever is kept from call to call
-        tracemalloc.start()
-        try:
-            tape = nn.Tape()
-            out = nn.criss_cross_block(parameters, x, recurrence=2, tape=tape)
-            held[dtype] = tracemalloc.get_traced_memory()[0] / x.size
-        finally:
-            tracemalloc.stop()
-        assert tape.pull(out, out, x).dtype == dtype
-    assert held[np.float16] < 0.6 * held[np.float32]
-
-
-def test_what_a_tape_does_not_know_is_an_error():
-    parameters = nn.init_criss_cross_block(8, gamma=0.7, **OPTIONS)
-    x = draw((1, 8, 4, 5))
-    tape = nn.Tape()
-    out = nn.criss_cross_block(parameters, x, tape=tape)
-    with pytest.raises(ArgumentError, match="output: expected what a block with this tape"):
-        tape.pull(out * 2, out, x)
-    with pytest.raises(ArgumentError, match=r"doutput.shape: expected \(1, 8, 4, 5\) like output"):
-        tape.pull(out, out[0], x)
-    with pytest.raises(ArgumentError, match="wanted: expected arrays that blocks with this tape"):
-        tape.pull(out, out, {name: array.copy() for name, array in parameters.items()})
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_other_dtypes(dtype):
     """Sums in float32, rounded once: close to the definition for the same parameters."""
@@ -424,27 +392,3 @@ def test_other_dtypes(dtype):
     dparameters, dx = tape.pull(out, np.ones_like(out), (parameters, x))
     assert dx.dtype == x.dtype
     assert {array.dtype for array in dparameters.values() if array is not None} == {x.dtype}
-
-
-def test_blocks_share_a_tape():
-    """What one block returns, the next one takes: gradients go back through both, and add up."""
-    parameters = nn.init_criss_cross_block(8, gamma=0.7, **OPTIONS)
-    x = draw((1, 8, 4, 5))
-
-    def run(parameters, x, tape):
-        y = nn.criss_cross_block(parameters, x, tape=tape)
-        return nn.position_attention_block(parameters, y, tape=tape)
-
-    check_gradients(run, parameters, x)
-
-
-def test_a_tape_gives_gradients_of_what_lies_between():
-    parameters = nn.init_criss_cross_block(8, gamma=0.7, **OPTIONS)
-    x = draw((1, 8, 4, 5))
-    tape = nn.Tape()
-    y = nn.criss_cross_block(parameters, x, tape=tape)
-    z = nn.criss_cross_block(parameters, y, tape=tape)
-    dz = draw(z.shape)
-    whole = tape.pull(z, dz, (x, [y]))
-    assert isinstance(whole, tuple) and isinstance(whole[1], tuple)
-    np.testing.assert_array_equal(tape.pull(y, whole[1][0], x), whole[0])

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from crisscross import nn
-from crisscross.errors import ArgumentError, BridgeError
+from crisscross.errors import ArgumentError, ArgumentTypeError, BridgeError, CrissCrossError
 from tests.nn.definitions import find_neighbours
 
 # Files
@@ -203,6 +203,55 @@ def test_an_archive_of_something_else_is_named(tmp_path):
         nn.load_parameters(tmp_path / "y.npz")
     with pytest.raises(FileNotFoundError):
         nn.load_parameters(tmp_path / "z.npz")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_norms_count_is_left_out(suffix, tmp_path):
+    """PyTorch's batch norms keep an integer, which is no parameter."""
+    path = tmp_path / f"x{suffix}"
+    state = {"bn.weight": np.ones(3), "bn.num_batches_tracked": np.array(7)}
+    if suffix == ".npz":
+        np.savez(path, **state)
+    else:
+        safetensors.numpy.save_file(state, path)
+    assert list(nn.load_parameters(path)) == ["bn.weight"]
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    parameters = {
+        "grad": torch.ones(2, requires_grad=True),
+        "list": [1.0],
+        3: np.ones(2),
+        "__metadata__": np.ones(2),
+    }
+    with pytest.raises(CrissCrossError) as caught:
+        nn.save_parameters(tmp_path / "x.safetensors", parameters)
+    assert caught.value.function == "save_parameters"
+    assert [mismatch.argument for mismatch in caught.value.mismatches] == [
+        "parameters['grad']",
+        "parameters['list']",
+        "parameters",
+        "parameters",
+    ]
+    assert not [*tmp_path.iterdir()]
+    with pytest.raises(ArgumentTypeError, match="parameters: expected a mapping"):
+        nn.save_parameters(tmp_path / "x.npz", [np.ones(2)])
+
+
+@pytest.mark.parametrize("convert", [nn.from_ccnet, nn.from_mmcv, nn.from_paddleseg])
+@pytest.mark.parametrize("state", [None, [1.0], {1: np.ones(2)}])
+def test_a_state_that_is_none(convert, state):
+    with pytest.raises(ArgumentTypeError) as caught:
+        convert(state)
+    assert caught.value.function == convert.__name__
+    assert [mismatch.argument for mismatch in caught.value.mismatches] == ["state"]
+
+
+@pytest.mark.parametrize("convert", [nn.from_ccnet, nn.from_mmcv])
+@pytest.mark.parametrize("epsilon", ["a", 0.0, -5.0, np.nan])
+def test_an_epsilon_that_is_none(convert, epsilon):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=r"epsilon: expected a "):
+        convert({"gamma": np.ones(1)}, epsilon=epsilon)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

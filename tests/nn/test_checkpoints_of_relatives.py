@@ -112,7 +112,7 @@ def read_state(module, prefix=""):
 def test_non_local(ndim, norm, use_scale, mode):
     module = fill(NonLocal(ndim, norm, use_scale, mode))
     x = np.random.default_rng(1).standard_normal((2, CHANNELS, 4, 3, 2)[: ndim + 2])
-    scale = INNER**-0.5 if use_scale else 1.0
+    scale = INNER**-0.5 if use_scale and mode != "dot_product" else 1.0
     for prefix in ("", "module."):
         parameters = nn.from_mmcv(read_state(module, prefix), epsilon=1e-3)
         assert set(parameters) == set(nn.init_non_local_block(CHANNELS))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crisscross import ArgumentError, ArgumentTypeError, nn
+from crisscross import ArgumentError, ArgumentTypeError, CrissCrossError, nn
 from crisscross.ops.backends import BACKENDS
 from crisscross.problem import PRECISIONS
 
@@ -115,10 +115,6 @@ BLOCKS = {
     ),
     "position_attention_block": (nn.position_attention_block, BLOCK),
     "non_local_block": (nn.non_local_block, NON_LOCAL),
-    "dot_product": (
-        lambda *args, **options: nn.non_local_block(*args, mode="dot_product", **options),
-        NON_LOCAL,
-    ),
     "rcca_head": (nn.rcca_head, HEAD),
 }
 
@@ -130,10 +126,7 @@ def test_options_of_attention_are_named_with_the_rest(block):
     first = next(iter(parameters))
     with pytest.raises(ArgumentError) as raised:
         function(without(parameters, first), X, precision="half", backend="tpu")
-    assert raised.value.function == {
-        "no steps": "criss_cross_block",
-        "dot_product": "non_local_block",
-    }.get(block, block)
+    assert raised.value.function == block.replace("no steps", "criss_cross_block")
     assert list(map(str, raised.value.mismatches)) == [
         f"parameters[{first!r}]: expected an array, got nothing of that name",
         f"backend: expected None or one of {BACKENDS}, got 'tpu'",
@@ -194,3 +187,40 @@ def test_statistics_of_nothing():
     with pytest.raises(ArgumentError, match=r"x\.shape: expected positions .*, got \(0, 8, 3, 4\)"):
         nn.rcca_head(HEAD, X[:0], training=nn.Training())
     assert nn.rcca_head(HEAD, X[:0]).shape == (0, 3, 3, 4)
+
+
+def test_options_that_have_no_part_in_the_dot_product_are_named():
+    options = {"scale": 0.5, "precision": "tf32", "backend": "cpu"}
+    with pytest.raises(ArgumentError) as raised:
+        nn.non_local_block(NON_LOCAL, X, mode="dot_product", **options)
+    end = "for 'dot_product', which is no attention"
+    assert list(map(str, raised.value.mismatches)) == [
+        f"scale: expected 1 {end}, got 0.5",
+        f"precision: expected None {end}, got 'tf32'",
+        f"backend: expected None {end}, got 'cpu'",
+    ]
+
+
+@pytest.mark.parametrize("block", [*BLOCKS, "channel_attention_block"])
+def test_a_tape_is_one(block):
+    """Named before anything is computed."""
+    function, parameters = BLOCKS.get(
+        block, (nn.channel_attention_block, nn.init_channel_attention_block())
+    )
+    with pytest.raises(ArgumentTypeError, match=r"tape: expected None or a Tape, got list \[\]"):
+        function(parameters, X, tape=[])
+
+
+def test_pairs_are_a_list():
+    for function, parameters in ((nn.criss_cross_block, BLOCK), (nn.rcca_head, HEAD)):
+        with pytest.raises(ArgumentTypeError, match="pairs: expected None or a list, got tuple"):
+            function(parameters, X, pairs=())
+
+
+def test_parameters_on_another_device():
+    parameters = {name: torch.from_numpy(array) for name, array in BLOCK.items()}
+    parameters["gamma"] = parameters["gamma"].to("meta")
+    with pytest.raises(
+        CrissCrossError, match=r"parameters\['gamma'\]: expected a tensor with memory"
+    ):
+        nn.criss_cross_block(parameters, torch.from_numpy(X))

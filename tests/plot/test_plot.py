@@ -516,8 +516,8 @@ def test_a_position_outside_is_named(at, error):
         ([(Q1, K1), (Q2, 3)], (1, 4), r"compose_attention: pairs\[1\]\.k: expected an array"),
         ([(Q1[:1], K1[:1]), (Q2, K2)], (1, 4), r"compose_attention: pairs\[1\]\.q\.shape"),
         (PAIRS, (5, 4), "compose_attention: at: expected a position"),
-        (PAIRS, [(1, 4), (2, 3)], r"show_recurrence: weights\.shape: expected one image"),
-        ([(Q1[:, :, None], K1[:, :, None])], (0, 1, 4), "show_recurrence: at: expected a position"),
+        (PAIRS, [(1, 4), (2, 3)], r"show_recurrence: at: expected one position, \(y, x\), got 2"),
+        ([(Q1[:, :, None], K1[:, :, None])], (0, 1, 4), "show_recurrence: pairs: expected q and k"),
     ],
 )
 def test_pairs_that_do_not_fit_are_named_before_anything_is_drawn(pairs, at, message):

@@ -23,9 +23,9 @@ def load_example(name):
 
 
 def test_every_example_is_in_a_test():
-    """That of CBraMod is tested beside PyTorch."""
+    """Those of CBraMod and of digits beside PyTorch."""
     names = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert names == {"cbramod", "costs", "pictures"}
+    assert names == {"cbramod", "costs", "digits", "pictures"}
 
 
 def test_the_pictures_are_those_of_the_documents(tmp_path, monkeypatch):
@@ -45,10 +45,32 @@ def test_the_table_of_costs(monkeypatch, capsys):
     monkeypatch.setattr(example, "SHAPE", (1, 16, 9, 11))
     example.main()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 3 + 2
-    assert all(re.search(r"\| \d+ MiB \| (\d+ MiB|-) \|$", line) for line in lines[2:])
+    assert len(lines) == 2 + 3 * 2 + 2
+    assert all(re.search(r"\| \d+ MiB \| \d+ MiB \|$", line) for line in lines[2:])
     cost = nn.count_criss_cross_block((9, 11), 16, recurrence=3)
-    assert lines[4].startswith(f"| criss-cross, R = 3 | {cost.published_flops / 1e9:.2f} G |")
+    assert lines[6].startswith(f"| criss-cross, R = 3 | {cost.published_flops / 1e9:.2f} G |")
+
+
+@pytest.mark.parametrize("recurrence", [1, 2])
+def test_the_plain_forms_compute_the_same(recurrence):
+    """Outputs and all gradients: or their memory would be that of something else."""
+    example = load_example("costs")
+    parameters = nn.init_criss_cross_block(16, gamma=0.5, dtype="float64")
+    x = np.random.default_rng(0).standard_normal((2, 16, 5, 7))
+    for attend, block in (
+        (example.attend_with_map, nn.criss_cross_block),
+        (example.attend_to_all, nn.position_attention_block),
+    ):
+        expected, tape = x, nn.Tape()
+        for _ in range(recurrence):
+            expected = block(parameters, expected, tape=tape)
+        gradients = tape.pull(expected, expected, (parameters, x))
+        out, plain_tape = example.apply_with_map(attend, recurrence, parameters, x)
+        np.testing.assert_allclose(out, expected, 1e-12, 1e-12)
+        found = plain_tape.pull(out, out, (parameters, x))
+        for name, gradient in gradients[0].items():
+            np.testing.assert_allclose(found[0][name], gradient, 1e-10, 1e-10)
+        np.testing.assert_allclose(found[1], gradients[1], 1e-10, 1e-10)
 
 
 @pytest.mark.parametrize("recurrence", [1, 2, 3, None])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from crisscross import ArgumentError, ArgumentTypeError, CrissCrossError, nn
+from crisscross import nn
 from crisscross.torch import (
     RCCA,
     ChannelAttention,
@@ -318,9 +318,7 @@ def test_sixteen_bits(dtype, name):
     )
     out.sum().backward()
     expected.sum().backward()
-    for one, other in zip(
-        [x, *module.parameters()], [wide_x, *wide.parameters()], strict=True
-    ):
+    for one, other in zip([x, *module.parameters()], [wide_x, *wide.parameters()], strict=True):
         assert one.grad.dtype is dtype
         size = float(other.grad.abs().max()) + 1
         torch.testing.assert_close(one.grad.double(), other.grad, rtol=bound, atol=bound * size)
