@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,25 @@ def multiply_matrices(a: Any, b: Any) -> Any:
 
 
 def transpose(matrices: Any) -> Any:
-    return find_namespace(matrices).moveaxis(matrices, -1, -2)
+    return move_axis(matrices, -1, -2)
+
+
+def move_axis(array: Any, source: int, target: int) -> Any:
+    """Move one axis. PyTorch maps over `movedim`, not over `moveaxis`, which is the same."""
+    xp = find_namespace(array)
+    move = xp.movedim if hasattr(xp, "movedim") else xp.moveaxis
+    return move(array, source, target)
+
+
+def in_full_precision(array: Any) -> AbstractContextManager[Any]:
+    """Compute without the rounding of PyTorch's autocast, and without NumPy's warnings."""
+    library = library_of(array)
+    if library == "torch":
+        context: AbstractContextManager[Any] = find_namespace(array).autocast(
+            array.device.type, enabled=False
+        )
+        return context
+    return np.errstate(all="ignore") if library == "numpy" else nullcontext()
 
 
 def largest(array: Any) -> Any:

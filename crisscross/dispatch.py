@@ -146,6 +146,11 @@ def kind_of(array: object) -> str | None:
 
 def adapter_of(kind: str) -> Adapter:
     """Return the adapter for a kind of array, imported on first use."""
+    if kind == "torch":
+        # By a statement, which PyTorch's compiler follows.
+        from crisscross.torch import adapter
+
+        return cast(Adapter, adapter)
     if kind not in _loaded:
         # Unlike a look into sys.modules, it waits for a thread that is in the middle of importing.
         _loaded[kind] = cast(Adapter, import_module(ADAPTERS[kind]))
@@ -167,8 +172,7 @@ def library_of(array: object) -> str:
 def find_caller(first: object) -> Callable[..., Any] | None:
     """Return what makes calls on arrays of a library that differentiates.
 
-    `first` is such an array, or a list of them. The import is a statement, which PyTorch's compiler
-    follows.
+    `first` is such an array, or a list of them.
     """
     if isinstance(first, list | tuple) and first:
         first = first[0]

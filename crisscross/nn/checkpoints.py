@@ -350,7 +350,9 @@ def _rename(
         for pattern, replacement in rules:
             new = re.sub(pattern, replacement, new)
         if _OURS.fullmatch(new):
-            found[new] = state[old]
+            # mmcv's gamma is a single number; a module of PyTorch loads none but of its own shape.
+            is_number = new.endswith("gamma") and getattr(state[old], "shape", None) == ()
+            found[new] = reshape(state[old], (1,)) if is_number else state[old]
         elif not new.endswith(_NO_PARAMETER):
             unknown.append(Mismatch("state", "parameters of a block or a head", repr(old)))
     if not found and not unknown:

@@ -9,16 +9,30 @@ from typing import Any
 
 import numpy as np
 
-from crisscross.arithmetic import find_namespace, join, largest, list_sizes, place, reshape, widen
+from crisscross.arithmetic import (
+    find_namespace,
+    in_full_precision,
+    join,
+    largest,
+    move_axis,
+    place,
+    reshape,
+    widen,
+)
 from crisscross.errors import ArgumentError, ArgumentTypeError, BridgeError, Fault
 from crisscross.ops.attention import criss_cross_attention, criss_cross_attention_backward
 from crisscross.ops.call import Call
+from crisscross.ops.positions import (
+    Positions,
+    check_positions,
+    find_sizes,
+    is_one,
+    is_sequence,
+)
 from crisscross.problem import AttentionProblem, Findings, attention_problem
 from crisscross.problem.findings import describe_value
 
 Axes = Iterable[int] | None
-#: One position, or several.
-Positions = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 
 
 def attention_map(
@@ -70,8 +84,10 @@ def attention_map(
         "axes": axes,
         "channel_axis": channel_axis,
     }
-    positions = check_positions(call.findings, at, _find_sizes(call, channel_axis))
-    problem = attention_problem(call.findings, call.specs, **options, precision=None)
+    positions = check_positions(call.findings, at, find_sizes(call, channel_axis))
+    problem = attention_problem(
+        call.findings, call.specs, **options, precision=None, remembered=False
+    )
     return _map_positions(problem, positions, q, k, key_mask, not is_one(at))
 
 
@@ -166,7 +182,7 @@ def compose_steps(
     xp = find_namespace(weights)
     # (N, heads, M, *S) as values of M channels a head, in the caller's layout.
     weights = reshape(weights, (problem.batch, heads * len(positions), *problem.spatial))
-    weights = xp.moveaxis(weights, 1, problem.channel_axis)
+    weights = move_axis(weights, 1, problem.channel_axis)
     for q, k in reversed(pairs[:-1]):
         q, k = widen(q), widen(k)
         # Queries of positions that nothing is seen through have no part, even if they are NaN.
@@ -174,9 +190,10 @@ def compose_steps(
         is_seen = xp.any(weights != 0, axis=channel_axis, keepdims=True)
         q = xp.where(is_seen, q, xp.zeros_like(q))
         named = {**options, "key_mask": key_mask}
-        out, lse = criss_cross_attention(q, k, weights, return_lse=True, **named)
-        weights = criss_cross_attention_backward(weights, q, k, weights, out, lse, **named)[2]
-        yield reshape(xp.moveaxis(weights, problem.channel_axis, 1), shape)
+        with in_full_precision(q):
+            out, lse = criss_cross_attention(q, k, weights, return_lse=True, **named)
+            weights = criss_cross_attention_backward(weights, q, k, weights, out, lse, **named)[2]
+        yield reshape(move_axis(weights, problem.channel_axis, 1), shape)
 
 
 def attention_entropy(
@@ -229,13 +246,15 @@ def attention_entropy(
         "axes": axes,
         "channel_axis": channel_axis,
     }
-    problem = attention_problem(call.findings, call.specs, **options, precision=None)
-    q, k = widen(q), widen(k)
-    out, lse = criss_cross_attention(
-        q, k, k, **options, key_mask=key_mask, return_lse=True, backend=backend
+    problem = attention_problem(
+        call.findings, call.specs, **options, precision=None, remembered=False
     )
+    q, k = widen(q), widen(k)
     xp = find_namespace(q)
-    with np.errstate(all="ignore"):
+    with in_full_precision(q):
+        out, lse = criss_cross_attention(
+            q, k, k, **options, key_mask=key_mask, return_lse=True, backend=backend
+        )
         products = _put_heads_first(q * out, problem)
         entropy = lse - problem.scale * xp.sum(products, axis=2)
     # Rounding may leave a little less than nothing; without any key lse is -inf. NaN remains.
@@ -247,7 +266,7 @@ def _check_pairs(
 ) -> tuple[AttentionProblem, list[tuple[int, ...]]]:
     """Hold every pair to the first; return the problem of the last."""
     findings = Findings("compose_attention")
-    if not _is_sequence(pairs) or not len(pairs) or not all(_is_pair(pair) for pair in pairs):
+    if not is_sequence(pairs) or not len(pairs) or not all(_is_pair(pair) for pair in pairs):
         findings.add("pairs", "at least one (q, k)", describe_value(pairs), Fault.TYPE)
         findings.raise_if_any()
     first: AttentionProblem | None = None
@@ -257,7 +276,7 @@ def _check_pairs(
         arrays = {**leader, "q": q, "k": k}
         call = Call("compose_attention", None, arrays, {"key_mask": key_mask}, shares=False)
         if number == 0:
-            sizes = _find_sizes(call, options["channel_axis"])
+            sizes = find_sizes(call, options["channel_axis"])
             positions = check_positions(call.findings, at, sizes)
         if first is not None:
             free: list[Any] = list(first.q_shape)
@@ -266,7 +285,9 @@ def _check_pairs(
             call.findings.check_shape("q", call.specs["q"], tuple(free), reason)
             call.findings.check_dtype("q", call.specs["q"], first.dtype, "like pairs[0].q")
         try:
-            problem = attention_problem(call.findings, call.specs, **options, precision=None)
+            problem = attention_problem(
+                call.findings, call.specs, **options, precision=None, remembered=False
+            )
         except (ArgumentError, ArgumentTypeError, BridgeError) as error:
             for mismatch in error.mismatches:
                 if mismatch.argument.partition(".")[0].partition("[")[0] in ("q", "k"):
@@ -284,53 +305,6 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == 2
 
 
-def _is_sequence(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def is_one(at: Any) -> bool:
-    return not any(_is_sequence(each) for each in at)
-
-
-def _find_sizes(call: Call, channel_axis: object) -> tuple[int, ...] | None:
-    spec = call.specs["q"] or call.specs["k"]
-    if spec is None or spec.ndim < 3 or channel_axis not in (1, -1):
-        return None
-    return list_sizes(spec, channel_axis)
-
-
-def check_positions(
-    findings: Findings, at: Any, spatial: tuple[int, ...] | None
-) -> list[tuple[int, ...]]:
-    """Return one or several positions, counted from the front; report what is none.
-
-    Without sizes only what cannot be a position in any image is reported.
-    """
-    expected = "a position, such as (y, x), or several"
-    if not _is_sequence(at) or not len(at):
-        findings.add("at", expected, describe_value(at), Fault.TYPE)
-        return []
-    positions = []
-    for each in [at] if is_one(at) else at:
-        if not _is_sequence(each):
-            findings.add("at", expected, describe_value(at), Fault.TYPE)
-            continue
-        numbers = [findings.check_integer("at", number) for number in each]
-        known = [number for number in numbers if number is not None]
-        if spatial is None or len(known) < len(numbers):
-            continue
-        fits = len(known) == len(spatial) and all(
-            -size <= number < size for number, size in zip(known, spatial, strict=True)
-        )
-        if not fits:
-            findings.add("at", f"a position in {tuple(spatial)}", str(tuple(known)))
-            continue
-        positions.append(tuple(number % size for number, size in zip(known, spatial, strict=True)))
-    return positions
-
-
 def _map_positions(
     problem: AttentionProblem,
     positions: list[tuple[int, ...]],
@@ -341,14 +315,14 @@ def _map_positions(
 ) -> Any:
     xp = find_namespace(q)
     q, k = (_put_heads_first(x, problem) for x in (q, k))
-    with np.errstate(all="ignore"):  # NaN and infinity give NaN, as in attention itself
+    with in_full_precision(q):  # NaN and infinity give NaN, as in attention itself
         maps = [_map_position(problem, position, q, k, key_mask) for position in positions]
     return xp.stack(maps, axis=2) if stack else maps[0]
 
 
 def _put_heads_first(array: Any, problem: AttentionProblem) -> Any:
     """View (N, heads, D, *S)."""
-    moved = find_namespace(array).moveaxis(array, problem.channel_axis, 1)
+    moved = move_axis(array, problem.channel_axis, 1)
     shape = (problem.batch, problem.heads, moved.shape[1] // problem.heads, *problem.spatial)
     return reshape(moved, shape)
 

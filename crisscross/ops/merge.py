@@ -7,7 +7,7 @@ from typing import Any
 
 from crisscross.ops.call import Call, Output
 from crisscross.ops.routing import differentiable
-from crisscross.problem import merge_problem
+from crisscross.problem import MergeProblem, merge_problem
 
 
 @differentiable
@@ -55,11 +55,7 @@ def merge_attentions(
     >>> bool(np.allclose(out, crisscross.criss_cross_attention(q, k, v)))
     True
     """
-    arrays = {**_name_parts("outs", outs), **_name_parts("lses", lses)}
-    call = Call("merge_attentions", backend, arrays)
-    problem = merge_problem(
-        call.findings, call.specs, outs=outs, lses=lses, channel_axis=channel_axis
-    )
+    call, problem = check_merge(outs, lses, channel_axis, backend)
     outputs = (
         Output("out", problem.out_shape, problem.dtype, like="outs[0]"),
         Output("lse", problem.lse_shape, problem.compute_dtype),
@@ -75,6 +71,17 @@ def merge_attentions(
         ),
     )
     return out, lse
+
+
+def check_merge(
+    outs: object, lses: object, channel_axis: object, backend: str | None, shares: bool = True
+) -> tuple[Call, MergeProblem]:
+    arrays = {**_name_parts("outs", outs), **_name_parts("lses", lses)}
+    call = Call("merge_attentions", backend, arrays, shares=shares)
+    problem = merge_problem(
+        call.findings, call.specs, outs=outs, lses=lses, channel_axis=channel_axis
+    )
+    return call, problem
 
 
 def _name_parts(name: str, parts: object) -> dict[str, Any]:

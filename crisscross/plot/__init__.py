@@ -17,7 +17,8 @@ from crisscross.bridge import describe, share
 from crisscross.dispatch import adapter_of, kind_of
 from crisscross.errors import Fault, MissingDependencyError
 from crisscross.ops import attention_entropy
-from crisscross.ops.maps import Positions, check_positions, compose_steps, is_one
+from crisscross.ops.maps import compose_steps
+from crisscross.ops.positions import Positions, check_positions, is_one
 from crisscross.problem import Findings
 
 try:

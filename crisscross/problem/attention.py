@@ -110,12 +110,14 @@ def attention_problem(
     include_self: object = True,
     channel_axis: object,
     precision: object,
+    remembered: bool = True,
 ) -> AttentionProblem:
     """Validate one call of the fused operation and describe it.
 
     `specs` holds q, k and, where they take part, v, key_mask, out, lse, dout and dlse; a value of
     None marks an argument that is no array and has been reported already. Without v, D_v is D_qk.
-    With `one_axis`, `axes` is the single integer that the caller knows as `axis`.
+    With `one_axis`, `axes` is the single integer that the caller knows as `axis`. What is traced is
+    not to be `remembered`: a trace would hold only for what is known at the time.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def attention_problem(
     options = (scale, heads, axes, one_axis, include_self, channel_axis, precision)
     # What is equal is not the same: True and 1, and with two signs, 0.0.
     listed = (*options, *axes) if type(axes) is tuple else options
-    if findings.mismatches or not _is_plain(specs, listed) or scale == 0:
+    if not remembered or findings.mismatches or not _is_plain(specs, listed) or scale == 0:
         return _check_problem(findings, specs, *options)
     key = (*specs.items(), *listed, *map(type, listed))
     problem = _known.get(key)

@@ -94,7 +94,9 @@ class Findings:
 
         None, where there is no such array.
         """
-        given = [(name, spec) for name in names if (spec := specs.get(name)) is not None]
+        # Not by an assignment within: PyTorch's compiler does not follow one.
+        found = [(name, specs.get(name)) for name in names]
+        given = [(name, spec) for name, spec in found if spec is not None]
         leader = next(((n, s.dtype) for n, s in given if s.dtype in COMPUTE_DTYPES), None)
         for name, spec in given:
             if spec.dtype not in COMPUTE_DTYPES:

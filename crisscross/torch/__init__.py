@@ -14,14 +14,10 @@ except ImportError:
         "crisscross.torch needs PyTorch: pip install 'crisscross-attention[torch]'"
     ) from None
 
+import crisscross.torch.operators  # noqa: F401  (exported programs need nothing else)
 from crisscross.ops import ca_map, ca_softmax, ca_weight
-from crisscross.torch.modules import (
-    RCCA,
-    ChannelAttention,
-    CrissCrossAttention,
-    NonLocalBlock,
-    PositionAttention,
-)
+from crisscross.torch.modules import RCCA, CrissCrossAttention
+from crisscross.torch.relatives import ChannelAttention, NonLocalBlock, PositionAttention
 
 __all__ = [
     "RCCA",

@@ -27,13 +27,10 @@ def describe(array: Any) -> Description | None:
         expected = "a tensor outside of torch.compile; wrap the call with torch.compiler.disable"
         obstacle = Obstacle(expected, "a tensor being traced", in_sharing=True)
         return Description(ArraySpec(tuple(array.shape), _name_dtype(array)), None, obstacle)
-    if array.is_nested:
+    if array.is_nested or torch.nn.parameter.is_lazy(array):
         # It has no sizes to be told.
-        obstacle = Obstacle("a plain tensor; call x.to_padded_tensor(0.0)", "a nested tensor")
-        return Description(ArraySpec((), _name_dtype(array)), None, obstacle)
-    if torch.nn.parameter.is_lazy(array):
-        obstacle = Obstacle("a tensor with memory; run the lazy module once", "a lazy parameter")
-        return Description(ArraySpec((), _name_dtype(array)), None, obstacle)
+        spec = ArraySpec((), _name_dtype(array))
+        return Description(spec, None, find_lasting_obstacle(array))
     spec = ArraySpec(tuple(array.shape), _name_dtype(array))
     return Description(spec, _name_device(array), _find_obstacle(array))
 
@@ -78,6 +75,10 @@ def _find_obstacle_in_sharing(tensor: torch.Tensor) -> tuple[str, str] | None:
 
 def find_lasting_obstacle(tensor: torch.Tensor) -> Obstacle | None:
     """Say why nothing can be computed with a tensor, now or when a graph runs."""
+    if tensor.is_nested:
+        return Obstacle("a plain tensor; call x.to_padded_tensor(0.0)", "a nested tensor")
+    if torch.nn.parameter.is_lazy(tensor):
+        return Obstacle("a tensor with memory; run the lazy module once", "a lazy parameter")
     if tensor.layout is not torch.strided:
         return Obstacle("a strided tensor; call x.to_dense()", f"layout {tensor.layout}")
     if tensor.device.type == "meta":

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from crisscross import ops
+from crisscross.ops.merge import check_merge
 from crisscross.torch import composite
 from crisscross.torch.adapter import find_lasting_obstacle
 from crisscross.torch.operations import OPERATIONS, Operation
@@ -23,8 +25,9 @@ class Route(Enum):
     """How a call is made.
 
     PLAIN has nothing to differentiate. OPERATOR serves autograd, compilation and export; FUNCTION
-    what `torch.func` and forward mode do; COMPOSITE both at once, for the compiler would leave
-    derivatives of a FUNCTION out. REFUSED goes to who names what is wrong.
+    what `torch.func` and forward mode do; COMPOSITE what neither does: both at once, for the
+    compiler would leave derivatives of a FUNCTION out, forward mode within forward mode, and ONNX.
+    REFUSED goes to who names what is wrong.
     """
 
     PLAIN = auto()
@@ -41,10 +44,16 @@ def find_route(tensors: Sequence[Tensor]) -> Route:
         return Route.COMPOSITE
     if torch.compiler.is_compiling():
         return Route.COMPOSITE if transforms else Route.OPERATOR
-    if transforms:
-        return Route.FUNCTION
     if any(find_lasting_obstacle(x) is not None for x in tensors):
         return Route.REFUSED
+    if transforms:
+        levels = torch._C._functorch.get_interpreter_stack() or []
+        pushes = sum(x.key() == torch._C._functorch.TransformType.Jvp for x in levels)
+        proxy = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+        is_pushed = pushes > 0 or forward_ad._current_level >= 0
+        # A rule for forward mode loses the tangents of outer levels, and is not to be recorded.
+        beyond = pushes > 1 or (is_pushed and proxy is not None)
+        return Route.COMPOSITE if beyond else Route.FUNCTION
     if torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
         return Route.OPERATOR
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
@@ -65,14 +74,6 @@ _POSITIONAL = {
     name: [each.name for each in parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
     for name, parameters in _SIGNATURES.items()
 }
-_CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
-    "scale": float,
-    "self_value": float,
-    "heads": operator.index,
-    "axis": operator.index,
-    "channel_axis": operator.index,
-    "axes": lambda axes: None if axes is None else [operator.index(axis) for axis in axes],
-}
 
 
 def call(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
@@ -84,13 +85,12 @@ def call(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str
     values = {**_DEFAULTS[name], **dict(zip(_POSITIONAL[name], args, strict=False)), **given}
     tensors = [values[each] for each in operation.tensors]
     known = [x for x in tensors if isinstance(x, Tensor)]
-    missing = sum(x is None for each, x in zip(operation.tensors, tensors, strict=True))
-    fits = len(known) + missing == len(tensors) and values.keys() == _DEFAULTS[name].keys()
-    options = _convert(operation, values) if fits else None
+    options = _convert(operation, values) if _fits(name, args, given, tensors) else None
     route = Route.REFUSED if options is None else find_route(known)
     if options is None or route is Route.REFUSED:
         # It is wrong, and names what is; derivatives are none of it.
-        return function(*map(_detach, args), **{each: _detach(x) for each, x in given.items()})
+        plain = {each: _make_plain(x) for each, x in given.items()}
+        return function(*map(_make_plain, args), **plain)
     tensors = _cast(operation, tensors, known[0])
     if route is Route.PLAIN:
         values.update(zip(operation.tensors, tensors, strict=True))
@@ -106,23 +106,80 @@ def call(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str
     return result
 
 
-def _detach(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def _fits(
+    name: str, args: tuple[Any, ...], given: Mapping[str, Any], tensors: Sequence[Any]
+) -> bool:
+    """Whether there are no more, no fewer and no other arguments than there are to be."""
+    positional = _POSITIONAL[name]
+    return (
+        len(args) <= len(positional)
+        and not any(each in given for each in positional[: len(args)])
+        and all(each in _DEFAULTS[name] for each in given)
+        and all(x is None or isinstance(x, Tensor) for x in tensors)
+        and isinstance(given.get("return_lse", False), bool)
+    )
+
+
+def _make_plain(value: Any) -> Any:
+    """Take a tensor out of autograd; out of a transform its shape must do."""
+    if not isinstance(value, Tensor) or find_lasting_obstacle(value) is not None:
+        return value
+    if not torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return value.detach()
+    with torch._C._DisableFuncTorch(), FakeTensorMode():
+        return torch.empty(value.shape, dtype=value.dtype, device=value.device)
 
 
 def _convert(operation: Operation, values: Mapping[str, Any]) -> list[Any] | None:
     """Return the options as the operator wants them; None if one is nothing of that kind."""
     options = []
     for name in operation.options:
-        value = values[name]
-        convert = _CONVERSIONS.get(name)
-        if convert is not None:
-            try:
-                value = convert(value)
-            except (TypeError, ValueError):
-                return None
-        options.append(value)
+        try:
+            options.append(_CONVERSIONS[name](values[name]))
+        except (TypeError, ValueError, OverflowError):
+            return None
     return options
+
+
+def _read_integer(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _read_number(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise TypeError
+    return float(value)
+
+
+def _read_axes(value: Any) -> list[int] | None:
+    return None if value is None else [_read_integer(axis) for axis in value]
+
+
+def _read_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _read_word(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+_CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
+    "scale": _read_number,
+    "self_value": _read_number,
+    "heads": _read_integer,
+    "axis": _read_integer,
+    "channel_axis": _read_integer,
+    "axes": _read_axes,
+    "include_self": _read_flag,
+    "precision": _read_word,
+    "backend": _read_word,
+}
 
 
 def _cast(operation: Operation, tensors: list[Any], first: Tensor) -> list[Any]:
@@ -138,8 +195,15 @@ def _cast(operation: Operation, tensors: list[Any], first: Tensor) -> list[Any]:
 
 
 def _merge(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
-    values = {"channel_axis": 1, **dict(zip(("outs", "lses"), args, strict=False)), **given}
-    parts = [*values["outs"], *values["lses"]]
-    if not all(isinstance(x, Tensor) for x in parts) or find_route(parts) is Route.PLAIN:
+    signature = {"outs": None, "lses": None, "channel_axis": 1, "backend": None}
+    values = {**signature, **dict(zip(signature, args, strict=False)), **given}
+    lists = [values[name] for name in ("outs", "lses")]
+    fits = len(args) <= 2 and values.keys() == signature.keys()
+    fits = fits and all(isinstance(each, list | tuple) for each in lists)
+    parts = [x for each in lists for x in each] if fits else []
+    fits = fits and all(isinstance(x, Tensor) for x in parts)
+    if not fits or find_route(parts) in (Route.PLAIN, Route.REFUSED):
         return function(*args, **given)
-    return composite.merge_attentions(values["outs"], values["lses"], values["channel_axis"])
+    if not torch.compiler.is_compiling():
+        check_merge(**values, shares=False)
+    return composite.merge_attentions(*lists, values["channel_axis"])

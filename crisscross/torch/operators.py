@@ -62,9 +62,13 @@ def call_composite(operation: Operation, *inputs: Any) -> tuple[Tensor, ...]:
 def _keep(ctx: Any, operation: Operation, inputs: tuple[Any, ...], output: Any) -> None:
     count = len(operation.tensors)
     outputs = output if isinstance(output, tuple) else (output,)
-    # What the composite is differentiated of is no function of the outputs.
-    kept = outputs if operation.gradients is not None else ()
-    ctx.save_for_backward(*inputs[:count], *kept)
+    names = (*operation.tensors, *operation.outputs)
+    named = dict(zip(names, (*inputs[:count], *outputs), strict=True))
+    if operation.gradients is None:
+        wanted: Sequence[str] = operation.tensors
+    else:
+        wanted = OPERATIONS[operation.gradients].tensors
+    ctx.save_for_backward(*(x if name in wanted else None for name, x in named.items()))
     ctx.options = inputs[count:]
     ctx.set_materialize_grads(False)
     ctx.like = [(x.shape, x.dtype, x.device) for x in outputs]
@@ -102,8 +106,9 @@ def pull_composite(
 ) -> dict[str, Tensor]:
     run, active = _close(operation, tensors, options)
     names = [name for name, _ in active]
-    _, pull, *_ = torch.func.vjp(run, *(x for _, x in active))
-    return dict(zip(names, pull(_fill(gradients, like)), strict=True))
+    with torch.autocast(active[0][1].device.type, enabled=False):
+        _, pull, *_ = torch.func.vjp(run, *(x for _, x in active))
+        return dict(zip(names, pull(_fill(gradients, like)), strict=True))
 
 
 def _fill(gradients: Sequence[Tensor | None], like: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -128,9 +133,10 @@ def push_composite(
     run, active = _close(operation, tensors, options)
     given = dict(zip(operation.tensors, tangents[: len(operation.tensors)], strict=True))
     whole = [torch.zeros_like(x) if given[name] is None else given[name] for name, x in active]
-    outputs, pull, *_ = torch.func.vjp(run, *(x for _, x in active))
-    _, push, *_ = torch.func.vjp(lambda *up: pull(up), *map(torch.zeros_like, outputs))
-    found = push(tuple(whole))
+    with torch.autocast(active[0][1].device.type, enabled=False):
+        outputs, pull, *_ = torch.func.vjp(run, *(x for _, x in active))
+        _, push, *_ = torch.func.vjp(lambda *up: pull(up), *map(torch.zeros_like, outputs))
+        found = push(tuple(whole))
     return found if len(operation.outputs) > 1 else found[0]
 
 
@@ -178,7 +184,8 @@ def _make_function(operation: Operation) -> type[torch.autograd.Function]:
             ]
             result = call_function(operation, *folded, *inputs[count:])
             results = result if isinstance(result, tuple) else (result,)
-            unfolded = tuple(x.unflatten(0, (info.batch_size, -1)) for x in results)
+            images = inputs[0].shape[0] if in_dims[0] is None else inputs[0].shape[in_dims[0] == 0]
+            unfolded = tuple(x.unflatten(0, (info.batch_size, images)) for x in results)
             if len(unfolded) == 1:
                 return unfolded[0], 0
             return unfolded, (0,) * len(unfolded)

@@ -1,0 +1,416 @@
+"""Compilers, exporters and tracers: one graph, of our operators; and the way that a call takes."""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+
+import pytest
+import torch
+from functorch.compile import aot_function, make_boxed_func
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.export import Dim
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import crisscross
+from crisscross.torch import CrissCrossAttention, calls
+from crisscross.torch.calls import Route, find_route
+
+# Compilers load deprecated parts of PyTorch.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no CUDA device")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def draw(*shapes, device="cpu", dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    made = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return tuple(x.to(device, dtype) for x in made)
+
+
+def require_grad(inputs):
+    return tuple(x.detach().clone().requires_grad_() for x in inputs)
+
+
+def assert_equal(found, expected, atol=1e-12):
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+attend = functools.partial(crisscross.criss_cross_attention, heads=2, scale=0.7, return_lse=True)
+
+
+def attend_and_more(q, k, v):
+    """With operations of PyTorch before and after."""
+    out, lse = attend(2 * q, k, v)
+    return out.sin(), lse + 1
+
+
+def find_loss(q, k, v):
+    out, lse = attend(q, k, v)
+    return out.sin().sum() + lse.cos().sum()
+
+
+def list_ours(graph):
+    """Names of our operators in a graph."""
+    names = [str(node.target) for node in graph.nodes if "crisscross" in str(node.target)]
+    return [name.removeprefix("crisscross.").removesuffix(".default") for name in names]
+
+
+FORWARD, BACKWARD = "criss_cross_attention", "criss_cross_attention_backward"
+SHAPES = ((2, 4, 3, 5), (3, 4, 7, 6), (5, 4, 11, 9))
+
+
+def check_gradients(found, expected, inputs):
+    """Of two functions: results, and gradients of all inputs."""
+    leaves, others = require_grad(inputs), require_grad(inputs)
+    first, second = found(*leaves), expected(*others)
+    assert_equal(first, second)
+    sum(x.sum() for x in first).backward()
+    sum(x.sum() for x in second).backward()
+    assert_equal([x.grad for x in leaves], [x.grad for x in others])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile(backend, device):
+    inputs = draw((2, 4, 3, 5), (2, 4, 3, 5), (2, 6, 3, 5), device=device)
+    compiled = torch.compile(attend_and_more, fullgraph=True, backend=backend)
+    check_gradients(compiled, attend_and_more, inputs)
+
+
+def test_one_graph_for_all_sizes(device):
+    """Three shapes, gradients and all, and nothing is compiled again after the first."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(attend_and_more, fullgraph=True, backend=counter, dynamic=True)
+    check_gradients(compiled, attend_and_more, draw(*[SHAPES[0]] * 3, device=device))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for shape in SHAPES[1:]:
+            check_gradients(compiled, attend_and_more, draw(*[shape] * 3, device=device))
+    assert list_ours(counter.graphs[-1].graph) == [FORWARD]
+
+
+MASK = (2, 3, 5)
+
+#: What else is compiled: functions of q, k, v and a mask.
+OTHERS = {
+    "masked": lambda q, k, v, mask: crisscross.criss_cross_attention(q, k, v, key_mask=mask),
+    "axial": lambda q, k, v, mask: crisscross.axial_attention(
+        q, k, v, axis=-1, include_self=False, key_mask=mask, return_lse=True
+    ),
+    "merge": lambda q, k, *_: crisscross.merge_attentions([q, k], [q[:, :2], k[:, :2]]),
+    "backward": lambda q, k, v, mask: crisscross.criss_cross_attention_backward(
+        v, q, k, v, v, q[:, :1], dlse=k[:, :1], key_mask=mask
+    ),
+    "ccnet": lambda q, k, v, _: crisscross.ca_map(
+        crisscross.ca_softmax(crisscross.ca_weight(q, k)), v
+    ),
+    "layouts": lambda q, k, *_: crisscross.from_port_layout(
+        crisscross.to_port_layout(crisscross.ca_weight(q, k))
+    ),
+    "attention_map": lambda q, k, _, mask: crisscross.attention_map(
+        q, k, at=[(1, 2), (0, 0)], key_mask=mask
+    ),
+    "compose_attention": lambda q, k, v, mask: crisscross.compose_attention(
+        [(q, k), (k, v)], at=(1, 2), key_mask=mask
+    ),
+    "attention_entropy": lambda q, k, _, mask: crisscross.attention_entropy(q, k, key_mask=mask),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_compile_of_others(name, device):
+    inputs = draw(*[SHAPES[0]] * 3, device=device)
+    mask = torch.rand(MASK, generator=torch.Generator().manual_seed(0)).to(device) > 0.3
+    compiled = torch.compile(OTHERS[name], fullgraph=True, backend="aot_eager")
+    assert_equal(compiled(*inputs, mask), OTHERS[name](*inputs, mask))
+
+
+TRANSFORMS = {
+    "grad": lambda f: grad(f, (0, 1, 2)),
+    "jacfwd": lambda f: jacfwd(f, (0, 1, 2)),
+    "jacrev": lambda f: jacrev(f, (0, 1, 2)),
+    "jvp": lambda f: lambda *x: jvp(f, x, x)[1],
+    "vmap": lambda f: vmap(lambda *x: f(*(y[None] for y in x))),
+    "hessian": hessian,
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_compile_of_transforms(transform, device):
+    """Where compiler and transforms meet, derivatives could be dropped without a word."""
+    inputs = draw(*[(1, 2, 2, 3)] * 3, device=device)
+    run = TRANSFORMS[transform](find_loss)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert_equal(compiled(*inputs), run(*inputs))
+
+
+def find_message(function, *args):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        torch.compile(function, fullgraph=True, backend="aot_eager")(*args)
+    return str(caught.value)
+
+
+WRONG = {
+    "heads": ({"heads": 3}, "expected a positive multiple of heads = 3, got 4"),
+    "axes": ({"axes": (5,)}, r"axes: expected a spatial axis in [-2, 2), got 5"),
+    "backend": ({"backend": "tpu"}, "expected None or one of ('gpu', 'cpu', 'reference')"),
+    "precision": ({"precision": "fp8"}, "precision: expected None or one of"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_in_the_error_of_the_compiler(name, device):
+    options, message = WRONG[name]
+    inputs = draw(*[SHAPES[0]] * 3, device=device)
+    run = functools.partial(crisscross.criss_cross_attention, **options)
+    assert message in find_message(lambda *x: run(*x), *inputs)
+
+
+def test_shapes_that_do_not_fit_under_compile(device):
+    q, k, v = draw(SHAPES[0], SHAPES[0], (2, 4, 2, 5), device=device)
+    found = find_message(crisscross.criss_cross_attention, q, k, v)
+    assert "v.shape: expected (2, channels, 3, 5) like q but for the channels" in found
+
+
+# Export and tracing
+
+
+def make_module(device):
+    torch.manual_seed(0)
+    module = CrissCrossAttention(8, recurrence=2).to(device, torch.float64)
+    module.gamma.data.fill_(0.7)
+    return module
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export(strict, device):
+    """Of any N, H and W; saved and loaded, it computes and trains as the module does."""
+    module = make_module(device)
+    sizes = {0: Dim("N"), 2: Dim("H"), 3: Dim("W")}
+    (x,) = draw((2, 8, 3, 5), device=device)
+    program = torch.export.export(module, (x,), dynamic_shapes={"x": sizes}, strict=strict)
+    assert list_ours(program.graph) == [FORWARD] * 2
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for shape in ((2, 8, 3, 5), (3, 8, 7, 4), (5, 8, 6, 9)):
+        (x,) = draw(shape, device=device)
+        assert_equal(loaded(x), module(x))
+    loaded(x).sin().sum().backward()
+    module(x).sin().sum().backward()
+    for name, parameter in loaded.named_parameters():
+        assert_equal(parameter.grad, module.get_parameter(name).grad)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx(mode, device):
+    inputs = draw(*[(2, 4, 3, 5)] * 3, device=device)
+    graph = make_fx(attend_and_more, tracing_mode=mode)(*inputs)
+    assert list_ours(graph.graph) == [FORWARD]
+    for shape in SHAPES if mode == "symbolic" else SHAPES[:1]:
+        inputs = draw(*[shape] * 3, device=device, seed=1)
+        assert_equal(graph(*inputs), attend_and_more(*inputs))
+
+
+@pytest.mark.parametrize("mode", ["real", "symbolic"])
+def test_make_fx_of_derivatives(mode, device):
+    """By autograd and by torch.func, a graph holds the operators, and no constants."""
+    inputs = draw(*[(2, 4, 3, 5)] * 3, device=device)
+
+    def by_autograd(*inputs):
+        return torch.autograd.grad(find_loss(*inputs), inputs)
+
+    expected = by_autograd(*require_grad(inputs))
+    others = require_grad(draw(*[(2, 4, 3, 5)] * 3, device=device, seed=1))
+    for run in (by_autograd, grad(find_loss, (0, 1, 2))):
+        graph = make_fx(run, tracing_mode=mode)(*others)
+        assert list_ours(graph.graph) == [FORWARD, BACKWARD]
+        assert_equal(graph(*require_grad(inputs)), expected)
+
+
+def test_the_ahead_of_time_compiler(device):
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(list_ours(graph.graph))
+        return make_boxed_func(graph.forward)
+
+    compiled = aot_function(attend_and_more, fw_compiler=keep, bw_compiler=keep)
+    inputs = draw((2, 4, 3, 5), (2, 4, 3, 5), (2, 6, 3, 5), device=device)
+    check_gradients(compiled, attend_and_more, inputs)
+    assert graphs == [[FORWARD], [BACKWARD]]
+
+
+def test_the_old_tracer(device):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates torch.jit
+        traced = torch.jit.trace(attend_and_more, draw(*[SHAPES[0]] * 3, device=device))
+    for shape in SHAPES:
+        check_gradients(traced, attend_and_more, draw(*[shape] * 3, device=device))
+
+
+# The way that a call takes
+
+
+@pytest.fixture
+def routes(monkeypatch):
+    """The ways that the calls of a test took."""
+    found = []
+
+    def find(tensors):
+        found.append(find_route(tensors))
+        return found[-1]
+
+    monkeypatch.setattr(calls, "find_route", find)
+    return found
+
+
+class Mine(torch.Tensor):
+    pass
+
+
+def run_grad(*x):
+    return grad(find_loss)(*x)
+
+
+def run_vmap(*x):
+    return vmap(attend)(*(y[None] for y in x))
+
+
+def run_dual(*x):
+    with forward_ad.dual_level():
+        return attend(forward_ad.make_dual(x[0], x[0]), *x[1:])
+
+
+def run_without_tangent(*x):
+    with forward_ad.dual_level():
+        return attend(*x)
+
+
+def run_traced(*x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(attend_and_more, x, check_trace=False)
+
+
+def run_fake(*x):
+    with FakeTensorMode() as mode:
+        return attend(*map(mode.from_tensor, x))
+
+
+def run_unrecorded(*x):
+    with torch.no_grad():
+        return attend(*require_grad(x))
+
+
+def run_inference(*x):
+    with torch.inference_mode():
+        return attend(*x)
+
+
+ROUTES = {
+    "plain": (attend, Route.PLAIN),
+    "parameters that need no gradient": (
+        lambda *x: attend(*(torch.nn.Parameter(y, requires_grad=False) for y in x)),
+        Route.PLAIN,
+    ),
+    "gradients that nobody records": (run_unrecorded, Route.PLAIN),
+    "inference": (run_inference, Route.PLAIN),
+    "gradients": (lambda *x: attend(*require_grad(x)), Route.OPERATOR),
+    "a gradient": (lambda q, k, v: attend(q, k, *require_grad([v])), Route.OPERATOR),
+    "parameters": (lambda *x: attend(*map(torch.nn.Parameter, x)), Route.OPERATOR),
+    "a subclass": (lambda q, k, v: attend(q.as_subclass(Mine), k, v), Route.OPERATOR),
+    "a lazy sign": (lambda q, k, v: attend(torch._neg_view(q), k, v), Route.OPERATOR),
+    "fakes": (run_fake, Route.OPERATOR),
+    "make_fx": (make_fx(attend), Route.OPERATOR),
+    "torch.jit.trace": (run_traced, Route.OPERATOR),
+    "grad": (run_grad, Route.FUNCTION),
+    "vmap": (run_vmap, Route.FUNCTION),
+    "jvp": (lambda *x: jvp(attend, x, x), Route.FUNCTION),
+    "a dual tensor": (run_dual, Route.FUNCTION),
+    "a level of dual tensors": (run_without_tangent, Route.FUNCTION),
+    "make_fx of grad": (lambda *x: make_fx(run_grad)(*x), Route.FUNCTION),
+    "make_fx of jvp": (lambda *x: make_fx(lambda *y: jvp(attend, y, y))(*x), Route.COMPOSITE),
+    "jvp of jvp": (
+        lambda *x: jvp(lambda *y: jvp(find_loss, y, x)[1], x, x),
+        Route.COMPOSITE,
+    ),
+    "a sparse tensor": (lambda q, k, v: attend(q.to_sparse(), k, v), Route.REFUSED),
+    "a meta tensor": (lambda q, k, v: attend(q.to("meta"), k, v), Route.REFUSED),
+}
+
+
+@pytest.mark.parametrize("state", ROUTES)
+def test_routes(state, routes):
+    run, expected = ROUTES[state]
+    inputs = draw(*[(1, 2, 2, 3)] * 3)
+    if expected is Route.REFUSED:
+        with pytest.raises(crisscross.CrissCrossError):
+            run(*inputs)
+    else:
+        run(*inputs)
+    assert routes and {*routes} == {expected}
+
+
+def find_number(x):
+    """The route as a number, which compilers can tell."""
+    return 0 * x.sum() + find_route([x]).value
+
+
+@pytest.mark.parametrize("transform", ["none", "grad", "vmap", "jvp"])
+def test_routes_under_compile(transform):
+    """What the compiler finds while it traces is what it compiles."""
+    run = {
+        "none": find_number,
+        "grad": lambda x: grad(lambda y: y.sum() * find_number(y).detach())(x).mean(),
+        "vmap": lambda x: vmap(find_number)(x).mean(),
+        "jvp": lambda x: jvp(find_number, (x,), (x,))[0],
+    }[transform]
+    found = torch.compile(run, fullgraph=True, backend="eager")(torch.ones(2, 3))
+    assert Route(int(found)) is (Route.OPERATOR if transform == "none" else Route.COMPOSITE)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_routes_under_export(strict):
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return find_number(x)
+
+    program = torch.export.export(Module(), (torch.ones(2),), strict=strict)
+    assert Route(int(program.module()(torch.ones(2)))) is Route.OPERATOR
+
+
+def test_compile_is_what_comes_first(run_python):
+    """In a fresh process nothing has been imported for tensors yet."""
+    code = """
+import torch
+import crisscross
+
+def look(q):
+    return crisscross.attention_map(q, q, at=(1, 2)) + crisscross.attention_entropy(q, q)
+
+def attend(q):
+    return crisscross.criss_cross_attention(q, q, q)
+
+q = torch.randn(1, 4, 3, 5)
+for function in (look, attend):
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    print(torch.equal(compiled(q), function(q)))
+"""
+    assert run_python(code).split() == ["True", "True"]
