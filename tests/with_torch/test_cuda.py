@@ -70,3 +70,44 @@ def test_tensors_keep_their_memory_stream_and_allocator(engines, dtype, channels
     assert len(made) == (2 if channels_last else 6)
     first = next(a for a in engine.arguments if a.dtype.names[1] == "q")
     assert (first["q"]["data"] == q.data_ptr()) == channels_last
+
+
+def test_autograd_runs_the_kernels(engines):
+    """Forward and backward, each on an engine opened for the caller's stream and allocator."""
+    case = make_case((5, 7), heads=2, head_size_qk=3, head_size_v=6, dtype="float32")
+    arrays = (case.q, case.k, case.v, case.dout, case.dlse)
+    q, k, v, dout, dlse = (torch.from_numpy(np.array(array)) for array in arrays)
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    out, lse = crisscross.criss_cross_attention(*inputs, **case.options, return_lse=True)
+    dq, dk, dv = torch.autograd.grad((out, lse), inputs, (dout, dlse))
+    results = {"out": out.detach(), "lse": lse.detach(), "dq": dq, "dk": dk, "dv": dv}
+    assert_matches_reference(case, **results)
+    assert [engine.stream for engine in engines] == [1234, 1234]
+    assert all(engine.arguments for engine in engines)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_map_in_memory(dtype):
+    """Channels-last: outputs, lse and gradients; a map would be 15 MB more."""
+    shape = (2, 97, 97)
+    q, k = (torch.randn(shape[0], 64, *shape[1:], device="cuda", dtype=dtype) for _ in range(2))
+    v = torch.randn(shape[0], 256, *shape[1:], device="cuda", dtype=dtype)
+    q, k, v = (x.contiguous(memory_format=torch.channels_last).requires_grad_() for x in (q, k, v))
+    dout = torch.randn_like(v)
+
+    def step():
+        out = crisscross.criss_cross_attention(q, k, v)
+        return out, torch.autograd.grad(out, (q, k, v), dout)
+
+    step()  # kernels are loaded
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out, gradients = step()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    positions = q.numel() // 64
+    expected = sum(x.nbytes for x in (out, *gradients)) + 4 * positions
+    # Delta, one float32 a position, and the rounding of the allocator.
+    assert peak <= expected + 4 * positions + 8 * 2**20
