@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crisscross import ArgumentError, nn
+from tests.nn.test_checkpoints import Scale, fill, run
 
 CHANNELS, INNER = 8, 4
 X = np.random.default_rng(1).standard_normal((2, CHANNELS, 4, 5))
@@ -48,12 +49,6 @@ class NonLocal(torch.nn.Module):
         return x + self.conv_out(attended.reshape(len(x), INNER, *x.shape[2:]))
 
 
-class Scale(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor(0.0))
-
-
 class Position(torch.nn.Module):
     """mmsegmentation's PAM."""
 
@@ -83,22 +78,6 @@ class Channel(torch.nn.Module):
         energies = flat @ flat.transpose(1, 2)
         weights = (energies.amax(-1, keepdim=True) - energies).softmax(-1)
         return self.gamma.scale * (weights @ flat).reshape(x.shape) + x
-
-
-def fill(module):
-    module = module.double().eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point():
-                drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-                tensor.copy_(drawn.abs() + 0.1 if "var" in name else drawn)
-    return module
-
-
-def run(module, x):
-    with torch.no_grad():
-        return module(torch.from_numpy(x)).numpy()
 
 
 def read_state(module, prefix=""):

@@ -14,13 +14,6 @@ import crisscross
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("PyTorch sees no CUDA device")
-    return request.param
-
-
 def draw(*shapes, device="cpu", dtype=torch.float64, seed=0):
     """Leaves of several shapes, with values that are large enough to tell keys apart."""
     generator = torch.Generator().manual_seed(seed)

@@ -43,13 +43,6 @@ PROBLEMS = {
 LAYOUTS = ["contiguous", "channels_last", "strided", "permuted", "broadcast"]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("PyTorch sees no CUDA device")
-    return request.param
-
-
 def lay_out(x, layout):
     if layout == "channels_last":
         return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -24,13 +24,6 @@ from crisscross.torch.calls import Route, find_route
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("PyTorch sees no CUDA device")
-    return request.param
-
-
 @pytest.fixture(autouse=True)
 def nothing_compiled():
     torch._dynamo.reset()

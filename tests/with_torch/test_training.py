@@ -22,13 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 SHORT = [torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("PyTorch sees no CUDA device")
-    return request.param
-
-
 def draw(*shapes, device="cpu", dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     made = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
