@@ -29,13 +29,14 @@ def release() -> None:
 class Bare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        out, lse = crisscross.criss_cross_attention(q, k, v, return_lse=True)
+        # The functions for plain arrays, which ask nothing of PyTorch.
+        out, lse = crisscross.criss_cross_attention.__wrapped__(q, k, v, return_lse=True)
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> Any:
-        return crisscross.criss_cross_attention_backward(dout, *ctx.saved_tensors)
+        return crisscross.criss_cross_attention_backward.__wrapped__(dout, *ctx.saved_tensors)
 
 
 def prepare(inputs: Inputs, attend: Any) -> Calls:

@@ -7,7 +7,7 @@ has imported the library already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
@@ -169,15 +169,17 @@ def library_of(array: object) -> str:
     return speaker.__module__.partition(".")[0]
 
 
-def find_caller(first: object) -> Callable[..., Any] | None:
-    """Return what makes calls on arrays of a library that differentiates.
+def find_caller(values: Sequence[object]) -> Callable[..., Any] | None:
+    """Return what makes calls on arrays of a library that differentiates, if any are among these.
 
-    `first` is such an array, or a list of them.
+    An array, or a list of them, may come behind options.
     """
-    if isinstance(first, list | tuple) and first:
-        first = first[0]
-    if type(first) is np.ndarray or kind_of(first) != "torch":
-        return None
-    from crisscross.torch.calls import call
+    for value in values:
+        first = value[0] if isinstance(value, list | tuple) and value else value
+        if type(first) is np.ndarray:
+            return None
+        if kind_of(first) == "torch":
+            from crisscross.torch.calls import call
 
-    return call
+            return call
+    return None

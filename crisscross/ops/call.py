@@ -112,7 +112,6 @@ class Call:
 
         `run` gets the chosen backend and the views of all inputs and outputs by name.
         """
-        choice = self.choose()
         kind = kind_of(self._example)
         assert kind is not None  # the problem was checked, so there is an array
         adapter = adapter_of(kind)
@@ -126,6 +125,7 @@ class Call:
                 )
                 for output in outputs
             )
+        choice = self.choose()
         if choice.backend == "gpu":
             return self._fill_on_device(outputs, run, adapter)
         views: dict[str, np.ndarray] = {}

@@ -13,12 +13,11 @@ T = TypeVar("T")
 
 
 def differentiable(function: Callable[P, T]) -> Callable[P, T]:
-    """Let the library of the first array make the call; `__wrapped__` is for plain arrays alone."""
+    """Let the library of the arrays make the call; `__wrapped__` is for plain arrays alone."""
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> T:
-        first = args[0] if args else next(iter(options.values()), None)
-        caller = find_caller(first)
+        caller = find_caller((*args, *options.values()))
         if caller is None:
             return function(*args, **options)
         result: T = caller(function, args, options)

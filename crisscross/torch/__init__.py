@@ -9,7 +9,9 @@ from crisscross.errors import MissingDependencyError
 
 try:
     import torch as _torch  # noqa: F401
-except ImportError:
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise  # it is there, and broken
     raise MissingDependencyError(
         "crisscross.torch needs PyTorch: pip install 'crisscross-attention[torch]'"
     ) from None

@@ -17,6 +17,7 @@ from crisscross import ops
 from crisscross.ops.merge import check_merge
 from crisscross.torch import composite
 from crisscross.torch.adapter import find_lasting_obstacle
+from crisscross.torch.checks import check
 from crisscross.torch.operations import OPERATIONS, Operation
 from crisscross.torch.operators import call_composite, call_function, call_operator
 
@@ -37,8 +38,11 @@ class Route(Enum):
     REFUSED = auto()
 
 
+_CAST = (torch.float16, torch.bfloat16, torch.float32)
+
+
 def find_route(tensors: Sequence[Tensor]) -> Route:
-    """Say how to call with these tensors. All questions to PyTorch's private API are asked here."""
+    """Say how to call with these tensors. What of it PyTorch keeps private is asked here alone."""
     transforms = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     if torch.onnx.is_in_onnx_export():
         return Route.COMPOSITE
@@ -96,6 +100,7 @@ def call(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str
         values.update(zip(operation.tensors, tensors, strict=True))
         return function(**values)
     if route is Route.COMPOSITE:
+        check(operation, {**values, **dict(zip(operation.tensors, tensors, strict=True))})
         results = call_composite(operation, *tensors, *options)
         result: Any = results if len(results) > 1 else results[0]
     else:
@@ -142,13 +147,14 @@ def _convert(operation: Operation, values: Mapping[str, Any]) -> list[Any] | Non
 
 
 def _read_integer(value: Any) -> int:
-    if isinstance(value, bool):
+    if isinstance(value, bool | Tensor):
         raise TypeError
     return operator.index(value)
 
 
 def _read_number(value: Any) -> float:
-    if isinstance(value, bool | str):
+    # A tensor's gradient would be lost.
+    if isinstance(value, bool | str | Tensor):
         raise TypeError
     return float(value)
 
@@ -183,13 +189,13 @@ _CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def _cast(operation: Operation, tensors: list[Any], first: Tensor) -> list[Any]:
-    """Do as autocast asks: float64 stays."""
+    """Do as autocast asks: float64 stays, and what is no floating-point number."""
     kind = first.device.type
     if not operation.cast or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return [
-        x.to(dtype) if name in operation.cast and x.dtype is not torch.float64 else x
+        x.to(dtype) if name in operation.cast and x.dtype in _CAST else x
         for name, x in zip(operation.tensors, tensors, strict=True)
     ]
 
@@ -204,6 +210,5 @@ def _merge(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[s
     fits = fits and all(isinstance(x, Tensor) for x in parts)
     if not fits or find_route(parts) in (Route.PLAIN, Route.REFUSED):
         return function(*args, **given)
-    if not torch.compiler.is_compiling():
-        check_merge(**values, shares=False)
+    check_merge(**values, shares=False)
     return composite.merge_attentions(*lists, values["channel_axis"])

@@ -48,6 +48,8 @@ def _attend(
         _find_energies(q_, k_, key_mask, scale, axis, include_self and number == 0)
         for number, axis in enumerate(spatial_axes)
     ]
+    if 0 in q.shape[1:]:  # there is no largest of nothing
+        return v * 1.0, q_.sum(-1)
     peaks = [_back(e.amax(-1), axis) for e, axis in zip(energies, spatial_axes, strict=True)]
     peak = torch.stack(peaks).amax(0).detach()
     peak = torch.where(torch.isneginf(peak), 0.0, peak)
@@ -140,8 +142,10 @@ def merge_attentions(
     has_keys = (total > 0) | total.isnan()
     safe = torch.where(has_keys, total, 1.0)
     heads = lses[0].shape[1]
+    # A part without any key has no share, whatever it holds.
     weighted = [
-        _split(part, heads, channel_axis) * (share / safe)[..., None]
+        torch.where((share == 0)[..., None], 0.0, _split(part, heads, channel_axis))
+        * (share / safe)[..., None]
         for part, share in zip(outs, shares, strict=True)
     ]
     out = torch.stack(weighted).sum(0)

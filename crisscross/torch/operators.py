@@ -31,7 +31,8 @@ def _define(operation: Operation) -> None:
         options = dict(zip(operation.options, inputs[count:], strict=True))
         return function(**named, **options, **returns_lse)
 
-    _library.define(operation.schema())  # type: ignore[no-untyped-call]
+    tags = (torch.Tag.pt2_compliant_tag,)
+    _library.define(operation.schema(), tags=tags)  # type: ignore[no-untyped-call]
     for device in ("CPU", "CUDA"):
         _library.impl(operation.name, run, device)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"crisscross::{operation.name}", run, lib=_library)

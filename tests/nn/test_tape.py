@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import crisscross
 from crisscross import ArgumentError, ArgumentTypeError, nn
 from tests.nn.test_blocks import OPTIONS, check_gradients, draw
 
@@ -41,11 +42,11 @@ def test_a_tape_of_16_bits_holds_half_of_what_one_of_32_does(block):
     for dtype in (np.float16, np.float32):
         parameters = make(np.dtype(dtype).name)
         x = draw((1, 64, 48, 48), scale=0.1).astype(dtype)
-        run(parameters, x, None)  # whatever is kept from call to call
         tracemalloc.start()
         try:
             tape = nn.Tape()
             out = run(parameters, x, tape)
+            crisscross.clear_workspace()
             held[dtype] = tracemalloc.get_traced_memory()[0] / x.size
         finally:
             tracemalloc.stop()

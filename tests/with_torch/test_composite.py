@@ -1,0 +1,232 @@
+"""Plain PyTorch, where it stands in for the operators: the same values, and the same refusals."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.func import grad, jvp, vmap
+
+import crisscross
+from crisscross.errors import CrissCrossError
+from crisscross.torch.operations import OPERATIONS
+from crisscross.torch.operators import call_composite, call_operator
+
+#: Relative to the largest value.
+BOUNDS = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-6,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1.6e-2,
+}
+
+
+def draw(*shape, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def assert_close(actual, expected, dtype):
+    for one, other in zip(actual, expected, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        finite = torch.isfinite(other)
+        assert torch.equal(one[~finite], other[~finite])
+        one, other = one[finite].double(), other[finite].double()
+        if other.numel():
+            assert (one - other).abs().max() <= BOUNDS[dtype] * max(1, other.abs().max())
+
+
+def list_attention():
+    spatial = {1: (6,), 2: (5, 3), 3: (2, 3, 4)}
+    for ndim, channel_axis, heads, masked in itertools.product((1, 2, 3), (1, -1), (1, 2), (0, 1)):
+        for axes in {None, (0,), (-1,), (0, ndim - 1)} if ndim > 1 else {None, (0,)}:
+            yield spatial[ndim], channel_axis, heads, axes, bool(masked)
+
+
+def make(spatial, channel_axis, masked, dtype):
+    def lay(x):
+        return x if channel_axis == 1 else x.movedim(1, -1).contiguous()
+
+    q, k = (lay(draw(2, 4, *spatial, dtype=dtype, seed=seed)) for seed in (0, 1))
+    v = lay(draw(2, 6, *spatial, dtype=dtype, seed=2))
+    mask = torch.rand(2, *spatial, generator=torch.Generator().manual_seed(3)) < 0.6
+    return q, k, v, mask if masked else None
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_attention(dtype):
+    for spatial, channel_axis, heads, axes, masked in list_attention():
+        q, k, v, mask = make(spatial, channel_axis, masked, dtype)
+        forward = OPERATIONS["criss_cross_attention"]
+        options = (0.7, heads, channel_axis, axes, None, None)
+        out, lse = call_operator(forward, q, k, v, mask, *options)
+        assert_close(call_composite(forward, q, k, v, mask, *options), (out, lse), dtype)
+        dout, dlse = torch.ones_like(out), torch.where(lse.isneginf(), 0.0, lse)
+        given = (dout, q, k, v, out, lse, dlse, mask, *options)
+        backward = OPERATIONS["criss_cross_attention_backward"]
+        assert_close(call_composite(backward, *given), call_operator(backward, *given), dtype)
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_axial_attention(axis, include_self):
+    q, k, v, mask = make((5, 3), 1, True, torch.float64)
+    forward, backward = (OPERATIONS[f"axial_attention{end}"] for end in ("", "_backward"))
+    options = (0.7, 2, 1, axis, include_self, None, None)
+    out, lse = call_operator(forward, q, k, v, mask, *options)
+    assert_close(call_composite(forward, q, k, v, mask, *options), (out, lse), torch.float64)
+    given = (torch.ones_like(out), q, k, v, out, lse, None, mask, *options)
+    assert_close(call_composite(backward, *given), call_operator(backward, *given), torch.float64)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("size", [(40, 30), (1, 4), (3, 1), (1, 1)])
+def test_ccnets_operators(size, dtype):
+    """Of many keys: sums of 16-bit numbers are those of float32."""
+    q, k, v, dout = (draw(2, 4, *size, dtype=dtype, seed=seed) + 1 for seed in range(4))
+    energy = crisscross.ca_weight(q, k)
+    attention = crisscross.ca_softmax(energy / 10)
+    denergy = draw(*energy.shape, seed=5).to(energy.dtype)
+    ported = crisscross.to_port_layout(energy, self_value=-2.0)
+    for name, inputs in {
+        "ca_weight": (q, k, None),
+        "ca_weight_backward": (denergy, q, k, None),
+        "ca_softmax": (energy, None),
+        "ca_softmax_backward": (denergy, attention, None),
+        "ca_map": (attention, v, None),
+        "ca_map_backward": (dout, attention, v, None),
+        "to_port_layout": (energy, -2.0, None),
+        "from_port_layout": (ported, None),
+    }.items():
+        expected = call_operator(OPERATIONS[name], *inputs)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        assert_close(call_composite(OPERATIONS[name], *inputs), expected, dtype)
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_merging(dtype, channel_axis):
+    """Of tensors that require grad, and of those that do not: one of them without any key."""
+    q, k, v, _ = make((5, 3), channel_axis, False, dtype)
+    options = {"heads": 2, "channel_axis": channel_axis, "return_lse": True}
+    parts = [
+        crisscross.axial_attention(q, k, v, axis=0, **options),
+        crisscross.axial_attention(q, k, v, axis=1, include_self=False, **options),
+    ]
+    parts.append((torch.full_like(v, torch.nan), torch.full_like(parts[0][1], -torch.inf)))
+    outs, lses = zip(*parts, strict=True)
+    expected = crisscross.merge_attentions(outs, lses, channel_axis=channel_axis)
+    needing = [lse.clone().requires_grad_() for lse in lses]
+    found = crisscross.merge_attentions(outs, needing, channel_axis=channel_axis)
+    assert found[0].grad_fn is not None
+    assert_close([x.detach() for x in found], expected, dtype)
+
+
+def push_twice(function):
+    """Forward mode within forward mode, which the composite serves."""
+    return lambda x: jvp(lambda y: jvp(function, (y,), (y,))[1], (x,), (x,))[1]
+
+
+WRONG = {
+    "images": lambda q: crisscross.criss_cross_attention(q, q[:1], q[:1]),
+    "axis": lambda q: crisscross.axial_attention(q, q, q, axis=5),
+    "an axis twice": lambda q: crisscross.criss_cross_attention(q, q, q, axes=(0, -2)),
+    "channel_axis": lambda q: crisscross.criss_cross_attention(q, q, q, channel_axis=2),
+    "backend": lambda q: crisscross.criss_cross_attention(q, q, q, backend="tpu"),
+    "heads": lambda q: crisscross.criss_cross_attention(q, q, q, heads=3),
+    "the mask's shape": lambda q: crisscross.criss_cross_attention(
+        q, q, q, key_mask=torch.ones(1, 1, 5, dtype=torch.bool)
+    ),
+    "the mask's dtype": lambda q: crisscross.criss_cross_attention(
+        q, q, q, key_mask=torch.ones(2, 3, 5)
+    ),
+    "dtypes": lambda q: crisscross.criss_cross_attention(q, q, q.float()),
+    "images of a map": lambda q: crisscross.ca_weight(q, q[:1]),
+    "parts": lambda q: crisscross.merge_attentions([q, q[:1]], [q[:, :1], q[:1, :1]])[0],
+    "backend of parts": lambda q: crisscross.merge_attentions([q], [q[:, :1]], backend="tpu")[0],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_calls_are_refused_as_everywhere(name):
+    q = draw(2, 4, 3, 5)
+    with pytest.raises(CrissCrossError) as plain:
+        WRONG[name](q)
+    with pytest.raises(CrissCrossError) as composite:
+        push_twice(WRONG[name])(q)
+    assert str(composite.value) == str(plain.value)
+    compiled = torch.compile(
+        grad(lambda q: WRONG[name](q).sum()), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(Exception):  # noqa: B017, PT011 (in words of the compiler's)
+        compiled(q)
+
+
+@pytest.mark.parametrize("transform", [push_twice, lambda f: lambda x: jvp(f, (x,), (x,))[1], vmap])
+def test_no_positions(transform):
+    q = draw(2, 1, 4, 0, 5)
+    out = transform(lambda q: crisscross.criss_cross_attention(q, q, q))(
+        q if transform is vmap else q[0]
+    )
+    assert out.shape == (q if transform is vmap else q[0]).shape
+
+
+def test_a_scale_that_has_a_gradient_is_refused():
+    """It would be lost: multiply q by it."""
+    scale = torch.nn.Parameter(torch.tensor(0.7))
+    q = draw(1, 4, 3, 5).requires_grad_()
+    for x in (q, q.detach()):
+        with pytest.raises(CrissCrossError, match="scale: expected a real number, got "):
+            crisscross.criss_cross_attention(x, x, x, scale=scale)
+    with pytest.raises(CrissCrossError, match="heads: expected an integer"):
+        crisscross.criss_cross_attention(q, q, q, heads=torch.tensor(2.0))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda q: crisscross.criss_cross_attention(scale=0.5, q=q, k=q, v=q),
+        lambda q: crisscross.axial_attention(axis=0, key_mask=None, q=q, k=q, v=q),
+        lambda q: crisscross.ca_weight(backend=None, q=q, k=q),
+        lambda q: crisscross.merge_attentions(channel_axis=1, outs=[q], lses=[q[:, :1]])[0],
+    ],
+)
+def test_the_order_of_keywords_does_not_matter(call):
+    q = draw(1, 4, 3, 5).requires_grad_()
+    assert call(q).grad_fn is not None
+
+
+def test_autocast_casts_numbers_alone():
+    q = torch.ones(1, 4, 3, 5, dtype=torch.int64)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(CrissCrossError, match=r"q\.dtype: expected one of .*, got int64"),
+    ):
+        crisscross.criss_cross_attention(q, q, q)
+
+
+def test_the_backend_is_handed_on(monkeypatch):
+    """On every route that has one."""
+    asked = []
+    choose = crisscross.ops.call.choose_backend
+
+    def watch(function, device, backend):
+        asked.append(backend)
+        return choose(function, device, backend)
+
+    monkeypatch.setattr(crisscross.ops.call, "choose_backend", watch)
+    q = draw(1, 4, 3, 5).requires_grad_()
+    out = crisscross.criss_cross_attention(q, q, q, backend="reference")
+    out.sum().backward()
+    crisscross.criss_cross_attention(q.detach(), q.detach(), q.detach(), backend="reference")
+    vmap(lambda q: crisscross.ca_weight(q, q, backend="reference"))(q.detach()[None])
+    assert asked == ["reference"] * 4
+
+
+def test_fake_tensors_of_a_device_that_is_not_there():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        q = torch.empty(1, 4, 3, 5, device="cuda")
+        assert crisscross.criss_cross_attention(q, q, q).device.type == "cuda"
