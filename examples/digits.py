@@ -3,7 +3,7 @@
     python examples/digits.py [--steps N] [--seed N] [--out FOLDER] [--quick]
 
 Needs the extras ``torch`` and ``demo``, and a few minutes of a CPU; prints the table of
-docs/training.md, and draws docs/digits.png.
+docs/training.md, and draws digits.png.
 
 A canvas has 48 x 48 pixels, and 4 x 4 places 12 pixels apart, all of them moved down and right by 0
 or 4 pixels. Eight places hold one of scikit-learn's digits, 8 x 8 pixels, drawn independently. One
@@ -268,15 +268,22 @@ def plot(networks: Networks, curves: dict[int, Curve], canvases: Canvases, path:
     figure.savefig(path, dpi=110)
 
 
+def read_number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("it is negative")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, help="700 by default")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="where digits.png goes")
+    parser.add_argument("--steps", type=read_number, help="700 by default")
+    parser.add_argument("--seed", type=read_number, default=0)
+    parser.add_argument("--out", type=Path, default=Path(), help="where digits.png goes: here")
     parser.add_argument("--quick", action="store_true", help="20 steps: to see that it runs")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    steps = options.steps or (20 if options.quick else 700)
+    steps = (20 if options.quick else 700) if options.steps is None else max(options.steps, 1)
     digits = load()
     pool, held_out = split(digits, options.seed)
     rng = np.random.default_rng([options.seed, 2])

@@ -17,6 +17,7 @@ import numpy as np
 from crisscross.arithmetic import find_namespace, reshape
 from crisscross.bridge import describe, from_dlpack, name_dtype, numpy_dtype
 from crisscross.errors import ArgumentError, Fault, Mismatch, MissingDependencyError
+from crisscross.nn.parameters import NO_PARAMETER
 from crisscross.problem import Findings
 from crisscross.problem.findings import describe_value
 
@@ -25,7 +26,6 @@ _FORMATS = {
     ".npz": ("float16", "float32", "float64"),
     ".safetensors": ("float16", "bfloat16", "float32", "float64"),
 }
-_NO_PARAMETER = "num_batches_tracked"
 #: Names in safetensors files -> dtypes.
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
@@ -39,7 +39,7 @@ def save_parameters(path: str | os.PathLike[str], parameters: Mapping[str, Any])
         Its suffix decides the format. safetensors needs the extra of that name; bfloat16, which
         ``.npz`` does not know, needs safetensors.
     parameters : mapping of str to array
-        Arrays on the CPU, of any library.
+        Arrays on the CPU, of any library. ``num_batches_tracked`` of PyTorch's norms is left out.
 
     Raises
     ------
@@ -82,6 +82,8 @@ def _read_arrays(parameters: Any) -> dict[str, np.ndarray]:
         findings.raise_if_any()
     arrays: dict[str, np.ndarray] = {}
     for name, array in parameters.items():
+        if str(name).endswith(NO_PARAMETER):
+            continue
         label = f"parameters[{name!r}]"
         # The name of what safetensors has besides arrays.
         if not isinstance(name, str) or name == "__metadata__":
@@ -119,7 +121,7 @@ def load_parameters(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         errors = (zipfile.BadZipFile, zlib.error, ValueError, EOFError)
         with _reading(path, errors), zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
-                if name.removesuffix(".npy").endswith(_NO_PARAMETER):
+                if name.removesuffix(".npy").endswith(NO_PARAMETER):
                     continue
                 with archive.open(name) as file:
                     array = np.lib.format.read_array(file, allow_pickle=False)
@@ -130,7 +132,7 @@ def load_parameters(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     safetensors = _import_safetensors()
     with _reading(path, (safetensors.SafetensorError,)):
         found = safetensors.deserialize(Path(path).read_bytes())
-        tensors = {name: x for name, x in found if not name.endswith(_NO_PARAMETER)}
+        tensors = {name: x for name, x in found if not name.endswith(NO_PARAMETER)}
     dtypes = {name: _DTYPES.get(x["dtype"], x["dtype"]) for name, x in tensors.items()}
     _check_dtypes("load_parameters", str(path), dtypes, suffix)
     return {
@@ -353,7 +355,7 @@ def _rename(
             # mmcv's gamma is a single number; a module of PyTorch loads none but of its own shape.
             is_number = new.endswith("gamma") and getattr(state[old], "shape", None) == ()
             found[new] = reshape(state[old], (1,)) if is_number else state[old]
-        elif not new.endswith(_NO_PARAMETER):
+        elif not new.endswith(NO_PARAMETER):
             unknown.append(Mismatch("state", "parameters of a block or a head", repr(old)))
     if not found and not unknown:
         unknown.append(Mismatch("state", "parameters of a block or a head", "none"))

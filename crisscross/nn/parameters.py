@@ -15,6 +15,8 @@ from crisscross.ops.backends import check_backend
 from crisscross.problem import COMPUTE_DTYPES, ArraySpec, Findings, attention_problem
 from crisscross.problem.findings import Shape, describe_value, format_shape
 
+#: What PyTorch's batch norms count: in state dicts, but read by nobody.
+NO_PARAMETER = "num_batches_tracked"
 #: Name -> array, as in a state dict.
 Parameters = Mapping[str, Any]
 #: A size, possibly symbolic; None where the parameter that would tell it is missing.
@@ -136,7 +138,11 @@ class Reader:
             self.findings.add("tape", "None or a Tape", describe_value(tape), Fault.TYPE)
         if not isinstance(pairs, list | None):
             self.findings.add("pairs", "None or a list", describe_value(pairs), Fault.TYPE)
-        unread = [name for name in self._parameters if name not in self._read]
+        unread = [
+            name
+            for name in self._parameters
+            if name not in self._read and not str(name).endswith(NO_PARAMETER)
+        ]
         if unread:
             expected = f"names among {sorted(self._read)}"
             self.findings.add("parameters", expected, ", ".join(map(repr, unread)))

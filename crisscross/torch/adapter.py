@@ -26,7 +26,8 @@ def describe(array: Any) -> Description | None:
         # Dynamo would trace on into NumPy, and fail there in words of its own.
         expected = "a tensor outside of torch.compile; wrap the call with torch.compiler.disable"
         obstacle = Obstacle(expected, "a tensor being traced", in_sharing=True)
-        return Description(ArraySpec(tuple(array.shape), _name_dtype(array)), None, obstacle)
+        spec = ArraySpec(tuple(array.shape), _name_dtype(array))
+        return Description(spec, _name_device(array), obstacle)
     if array.is_nested or torch.nn.parameter.is_lazy(array):
         # It has no sizes to be told.
         spec = ArraySpec((), _name_dtype(array))

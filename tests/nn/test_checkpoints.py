@@ -215,6 +215,16 @@ def test_what_norms_count_is_left_out(suffix, tmp_path):
     else:
         safetensors.numpy.save_file(state, path)
     assert list(nn.load_parameters(path)) == ["bn.weight"]
+    nn.save_parameters(path, state)
+    assert list(nn.load_parameters(path)) == ["bn.weight"]
+
+
+def test_blocks_take_a_state_dict_as_it_is():
+    """With what PyTorch's norms count."""
+    parameters = nn.init_rcca_head(8, classes=3, inner=8, outer=4, gamma=0.5, dtype="float64")
+    x = np.random.default_rng(0).standard_normal((1, 8, 3, 4))
+    counted = {**parameters, "conva.1.num_batches_tracked": np.array(7)}
+    np.testing.assert_array_equal(nn.rcca_head(counted, x), nn.rcca_head(parameters, x))
 
 
 def test_what_cannot_be_written_is_named(tmp_path):

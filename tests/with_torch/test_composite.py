@@ -230,3 +230,15 @@ def test_fake_tensors_of_a_device_that_is_not_there():
     with FakeTensorMode():
         q = torch.empty(1, 4, 3, 5, device="cuda")
         assert crisscross.criss_cross_attention(q, q, q).device.type == "cuda"
+
+
+def test_explain_while_compiling():
+    q = draw(1, 4, 3, 5)
+    told = []
+
+    def call(q):
+        told.append(crisscross.explain(q, q, q).backend)
+        return q * 2
+
+    torch.compile(call, backend="aot_eager")(q)
+    assert set(told) == {"cpu"}
