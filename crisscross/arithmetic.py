@@ -55,10 +55,11 @@ def _name_device(like: Any) -> dict[str, Any]:
 
 
 def multiply_matrices(a: Any, b: Any) -> Any:
-    """Multiply matrices; float32 as such, also where JAX would round it to TF32 first."""
+    """Multiply matrices; float32 as such, also where JAX or autocast would round it first."""
     xp = find_namespace(a)
     options = {"precision": "highest"} if library_of(a) == "jax" else {}
-    return xp.matmul(a, b, **options)
+    with in_full_precision(a):
+        return xp.matmul(a, b, **options)
 
 
 def transpose(matrices: Any) -> Any:
@@ -73,14 +74,20 @@ def move_axis(array: Any, source: int, target: int) -> Any:
 
 
 def in_full_precision(array: Any) -> AbstractContextManager[Any]:
-    """Compute without the rounding of PyTorch's autocast, and without NumPy's warnings."""
-    library = library_of(array)
-    if library == "torch":
-        context: AbstractContextManager[Any] = find_namespace(array).autocast(
-            array.device.type, enabled=False
-        )
-        return context
-    return np.errstate(all="ignore") if library == "numpy" else nullcontext()
+    """Compute without the rounding of PyTorch's autocast."""
+    if library_of(array) != "torch":
+        return nullcontext()
+    context: AbstractContextManager[Any] = find_namespace(array).autocast(
+        array.device.type, enabled=False
+    )
+    return context
+
+
+def quietly(array: Any) -> AbstractContextManager[Any]:
+    """Compute in full precision, and without NumPy's warnings: NaN and infinity are results."""
+    if library_of(array) == "numpy":
+        return np.errstate(all="ignore")
+    return in_full_precision(array)
 
 
 def largest(array: Any) -> Any:

@@ -11,11 +11,11 @@ import numpy as np
 
 from crisscross.arithmetic import (
     find_namespace,
-    in_full_precision,
     join,
     largest,
     move_axis,
     place,
+    quietly,
     reshape,
     widen,
 )
@@ -141,8 +141,6 @@ def compose_attention(
     >>> bool((weights > 0).all()), round(float(weights.sum()), 6)
     (True, 1.0)
     """
-    if isinstance(axes, Iterator):
-        axes = tuple(axes)  # to be walked through at each step
     options: dict[str, Any] = {
         "scale": scale,
         "heads": heads,
@@ -167,6 +165,8 @@ def compose_steps(
 
     All pairs are checked before the first. Each step builds on the one after it.
     """
+    if isinstance(axes, Iterator):
+        axes = tuple(axes)  # to be walked through at each step
     options: dict[str, Any] = {
         "scale": scale,
         "heads": heads,
@@ -190,7 +190,7 @@ def compose_steps(
         is_seen = xp.any(weights != 0, axis=channel_axis, keepdims=True)
         q = xp.where(is_seen, q, xp.zeros_like(q))
         named = {**options, "key_mask": key_mask}
-        with in_full_precision(q):
+        with quietly(q):
             out, lse = criss_cross_attention(q, k, weights, return_lse=True, **named)
             weights = criss_cross_attention_backward(weights, q, k, weights, out, lse, **named)[2]
         yield reshape(move_axis(weights, problem.channel_axis, 1), shape)
@@ -251,7 +251,7 @@ def attention_entropy(
     )
     q, k = widen(q), widen(k)
     xp = find_namespace(q)
-    with in_full_precision(q):
+    with quietly(q):
         out, lse = criss_cross_attention(
             q, k, k, **options, key_mask=key_mask, return_lse=True, backend=backend
         )
@@ -315,7 +315,7 @@ def _map_positions(
 ) -> Any:
     xp = find_namespace(q)
     q, k = (_put_heads_first(x, problem) for x in (q, k))
-    with in_full_precision(q):  # NaN and infinity give NaN, as in attention itself
+    with quietly(q):  # NaN and infinity give NaN, as in attention itself
         maps = [_map_position(problem, position, q, k, key_mask) for position in positions]
     return xp.stack(maps, axis=2) if stack else maps[0]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch.autograd import forward_ad
 
 from crisscross import ops
 from crisscross.ops.merge import check_merge
+from crisscross.problem import Findings
+from crisscross.problem.findings import describe_value
 from crisscross.torch import composite
 from crisscross.torch.adapter import find_lasting_obstacle
 from crisscross.torch.checks import check
@@ -92,12 +93,11 @@ def call(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str
     options = _convert(operation, values) if _fits(name, args, given, tensors) else None
     route = Route.REFUSED if options is None else find_route(known)
     if options is None or route is Route.REFUSED:
-        # It is wrong, and names what is; derivatives are none of it.
-        plain = {each: _make_plain(x) for each, x in given.items()}
-        return function(*map(_make_plain, args), **plain)
+        return _refuse(function, args, given)
     tensors = _cast(operation, tensors, known[0])
     if route is Route.PLAIN:
         values.update(zip(operation.tensors, tensors, strict=True))
+        values.update(zip(operation.options, options, strict=True))  # iterators have been used up
         return function(**values)
     if route is Route.COMPOSITE:
         check(operation, {**values, **dict(zip(operation.tensors, tensors, strict=True))})
@@ -125,8 +125,15 @@ def _fits(
     )
 
 
+def _refuse(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
+    """Let the function name what is wrong: of that derivatives are no part."""
+    return function(*map(_make_plain, args), **{each: _make_plain(x) for each, x in given.items()})
+
+
 def _make_plain(value: Any) -> Any:
-    """Take a tensor out of autograd; out of a transform its shape must do."""
+    """Take tensors out of autograd; out of a transform their shape must do."""
+    if isinstance(value, list | tuple):
+        return [_make_plain(each) for each in value]
     if not isinstance(value, Tensor) or find_lasting_obstacle(value) is not None:
         return value
     if not torch._C._functorch.is_functorch_wrapped_tensor(value):
@@ -136,53 +143,37 @@ def _make_plain(value: Any) -> Any:
 
 
 def _convert(operation: Operation, values: Mapping[str, Any]) -> list[Any] | None:
-    """Return the options as the operator wants them; None if one is nothing of that kind."""
-    options = []
-    for name in operation.options:
-        try:
-            options.append(_CONVERSIONS[name](values[name]))
-        except (TypeError, ValueError, OverflowError):
-            return None
-    return options
+    """Return the options as the operator wants them; None if the function would refuse one."""
+    findings = Findings(operation.name)
+    options = [_READERS[name](findings, name, values[name]) for name in operation.options]
+    return None if findings.mismatches else options
 
 
-def _read_integer(value: Any) -> int:
-    if isinstance(value, bool | Tensor):
-        raise TypeError
-    return operator.index(value)
+def _read_axes(findings: Findings, name: str, axes: Any) -> list[int | None] | None:
+    if axes is None:
+        return None
+    if isinstance(axes, str | bytes | Mapping) or not isinstance(axes, Iterable):
+        findings.add(name, "None or a tuple of integers", describe_value(axes))
+        return None
+    return [findings.check_integer(name, axis) for axis in axes]
 
 
-def _read_number(value: Any) -> float:
-    # A tensor's gradient would be lost.
-    if isinstance(value, bool | str | Tensor):
-        raise TypeError
-    return float(value)
+def _read_word(findings: Findings, name: str, word: Any) -> str | None:
+    if word is None or isinstance(word, str):
+        return word
+    findings.add(name, "None or a word", describe_value(word))
+    return None
 
 
-def _read_axes(value: Any) -> list[int] | None:
-    return None if value is None else [_read_integer(axis) for axis in value]
-
-
-def _read_flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _read_word(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-_CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
-    "scale": _read_number,
-    "self_value": _read_number,
-    "heads": _read_integer,
-    "axis": _read_integer,
-    "channel_axis": _read_integer,
+#: By the checks of the functions themselves, so that what these take is not refused, nor otherwise.
+_READERS: Mapping[str, Callable[[Findings, str, Any], Any]] = {
+    "scale": Findings.check_real,
+    "self_value": Findings.check_real,
+    "heads": Findings.check_integer,
+    "axis": Findings.check_integer,
+    "channel_axis": Findings.check_integer,
     "axes": _read_axes,
-    "include_self": _read_flag,
+    "include_self": Findings.check_flag,
     "precision": _read_word,
     "backend": _read_word,
 }
@@ -205,10 +196,13 @@ def _merge(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[s
     values = {**signature, **dict(zip(signature, args, strict=False)), **given}
     lists = [values[name] for name in ("outs", "lses")]
     fits = len(args) <= 2 and values.keys() == signature.keys()
-    fits = fits and all(isinstance(each, list | tuple) for each in lists)
-    parts = [x for each in lists for x in each] if fits else []
-    fits = fits and all(isinstance(x, Tensor) for x in parts)
-    if not fits or find_route(parts) in (Route.PLAIN, Route.REFUSED):
+    if not fits or not all(isinstance(each, list | tuple) for each in lists):
+        return function(*args, **given)  # which names it
+    parts = [x for each in lists for x in each]
+    route = find_route(parts) if all(isinstance(x, Tensor) for x in parts) else Route.REFUSED
+    if route is Route.REFUSED:
+        return _refuse(function, args, given)
+    if route is Route.PLAIN:
         return function(*args, **given)
     check_merge(**values, shares=False)
     return composite.merge_attentions(*lists, values["channel_axis"])

@@ -85,9 +85,9 @@ def _pull(
         found = pull_composite(operation, saved[:count], ctx.options, gradients, ctx.like)
     else:
         named = dict(zip((*operation.tensors, *operation.outputs), saved, strict=True))
-        whole = _fill(gradients, ctx.like)
-        for name, gradient, zeros in zip(operation.outputs, gradients, whole, strict=True):
-            named[f"d{name}"] = gradient if is_optional(f"d{name}") else zeros
+        for name, gradient, like in zip(operation.outputs, gradients, ctx.like, strict=True):
+            may_be_none = is_optional(f"d{name}")
+            named[f"d{name}"] = gradient if may_be_none else _fill(gradient, like)
         backward = OPERATIONS[operation.gradients]
         result = call(backward, *(named.get(name) for name in backward.tensors), *ctx.options)
         results = result if isinstance(result, tuple) else (result,)
@@ -109,15 +109,16 @@ def pull_composite(
     names = [name for name, _ in active]
     with torch.autocast(active[0][1].device.type, enabled=False):
         _, pull, *_ = torch.func.vjp(run, *(x for _, x in active))
-        return dict(zip(names, pull(_fill(gradients, like)), strict=True))
+        whole = tuple(map(_fill, gradients, like))
+        return dict(zip(names, pull(whole), strict=True))
 
 
-def _fill(gradients: Sequence[Tensor | None], like: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Put zeros where there is no gradient of an output."""
-    return tuple(
-        torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
-        for gradient, (shape, dtype, device) in zip(gradients, like, strict=True)
-    )
+def _fill(gradient: Tensor | None, like: tuple[Any, torch.dtype, torch.device]) -> Tensor:
+    """Make zeros where there is no gradient of an output."""
+    if gradient is not None:
+        return gradient
+    shape, dtype, device = like
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def push_composite(

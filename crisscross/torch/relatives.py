@@ -90,8 +90,7 @@ class NonLocalBlock(nn.Module):
         check_input(x, self.spatial_ndim, type(self).__name__)
         theta, phi, g = self.theta(x), self.phi(x), self.g(x)
         if self.mode == "dot_product":
-            with torch.autocast(x.device.type, enabled=False):  # sums of float32
-                attended = multiply_by_all(theta, phi, g, 1, None)
+            attended = multiply_by_all(theta, phi, g, 1, None)
         else:
             attended = attend_to_all(theta, phi, g, self.options, None)
         result: Tensor = x + self.W(attended)
@@ -165,5 +164,4 @@ class ChannelAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # energies are sums of float32
-            return add_scaled(self, attend_channels(x, 1, None), x)
+        return add_scaled(self, attend_channels(x, 1, None), x)

@@ -138,3 +138,12 @@ def test_bfloat16_tensors():
     expected = nn.criss_cross_block(wide, x.double(), recurrence=2)
     assert out.dtype == torch.bfloat16
     assert (out.double() - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_autocast_does_not_round_what_blocks_multiply():
+    """Energies of channels are sums over all positions: rounded to bfloat16 they are far off."""
+    x = torch.randn(1, 8, 30, 40, generator=torch.Generator().manual_seed(0))
+    parameters = {"gamma": torch.ones(1)}
+    expected = nn.channel_attention_block(parameters, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nn.channel_attention_block(parameters, x), expected)

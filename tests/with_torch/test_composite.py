@@ -183,6 +183,28 @@ def test_a_scale_that_has_a_gradient_is_refused():
         crisscross.criss_cross_attention(q, q, q, heads=torch.tensor(2.0))
 
 
+@pytest.mark.parametrize("needs_grad", [True, False])
+def test_options_are_those_that_the_function_takes(needs_grad):
+    """No more, no fewer, whether there is a gradient or not; and what is taken keeps it."""
+    q = draw(1, 4, 3, 5).requires_grad_(needs_grad)
+    expected = crisscross.criss_cross_attention(q, q, q, heads=2, axes=(0,))
+    for heads, axes in ((torch.tensor(2), [0]), (2, iter((0,)))):
+        out = crisscross.criss_cross_attention(q, q, q, heads=heads, axes=axes)
+        assert (out.grad_fn is not None) == needs_grad
+        assert torch.equal(out, expected)
+    for axes in ({0: 1}, "0", 0):
+        with pytest.raises(CrissCrossError, match="axes: expected None or a tuple of integers"):
+            crisscross.criss_cross_attention(q, q, q, axes=axes)
+
+
+def test_parts_that_are_none_are_named_with_gradients_too():
+    q = draw(1, 4, 3, 5).requires_grad_()
+    for wrong in ([q, q.detach().numpy()], [q, 3]):
+        with pytest.raises(CrissCrossError) as caught:
+            crisscross.merge_attentions(wrong, [q[:, :1], q[:, :1]])
+        assert {mismatch.argument for mismatch in caught.value.mismatches} == {"outs[1]"}
+
+
 @pytest.mark.parametrize(
     "call",
     [
