@@ -6,6 +6,7 @@ import copy
 import warnings
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -63,14 +64,6 @@ def test_exported(name):
 # ONNX
 
 
-@pytest.fixture(scope="module")
-def runtime():
-    """ONNX Runtime; the other two are what PyTorch exports with."""
-    for package in ("onnx", "onnxscript"):
-        pytest.importorskip(package, reason=f"{package} is not installed")
-    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-
-
 #: Of the domain that every ONNX runtime knows; what was found where the tests were last run.
 OPSET = 20
 #: None has the sizes that the export is shown; one row, one column and one image are among them.
@@ -111,12 +104,12 @@ def assert_plain(model):
         assert is_free == [number != channels for number in range(len(sizes))]
 
 
-def start(runtime, program):
+def start(program):
     model = program.model_proto
     assert_plain(model)
-    options = runtime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return runtime.InferenceSession(
+    return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
@@ -139,28 +132,26 @@ def draw_tensor(*shape):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_module_runs_at_every_size(name, runtime):
+def test_a_module_runs_at_every_size(name):
     case = CASES[name]
     module = fill(case.make()).float()
-    session = start(runtime, export(module, draw_tensor(2, case.shape[1], 4, 5)))
+    session = start(export(module, draw_tensor(2, case.shape[1], 4, 5)))
     for n, *spatial in OTHER_SIZES:
         assert_runs(session, module, draw_tensor(n, case.shape[1], *spatial))
 
 
-def test_three_spatial_axes(runtime):
+def test_three_spatial_axes():
     module = fill(CASES["criss-cross, 3-D"].make()).float()
-    session = start(runtime, export(module, draw_tensor(2, 8, 4, 5, 3)))
+    session = start(export(module, draw_tensor(2, 8, 4, 5, 3)))
     for shape in ((3, 8, 7, 4, 2), (1, 8, 2, 1, 5)):
         assert_runs(session, module, draw_tensor(*shape))
 
 
-def test_a_mask(runtime):
+def test_a_mask():
     """As a second input; whoever sees no key becomes what x is."""
     module = fill(CASES["criss-cross, heads"].make()).float()
     masks = [torch.from_numpy(np.random.default_rng(2).random((2, 4, 5)) < 0.6)]
-    session = start(
-        runtime, export(module, draw_tensor(2, 8, 4, 5), *masks, names=("x", "key_mask"))
-    )
+    session = start(export(module, draw_tensor(2, 8, 4, 5), *masks, names=("x", "key_mask")))
     for n, *spatial in OTHER_SIZES:
         mask = np.random.default_rng(n).random((n, *spatial)) < 0.3
         assert_runs(session, module, draw_tensor(n, 8, *spatial), torch.from_numpy(mask))
@@ -171,7 +162,7 @@ def test_a_mask(runtime):
     np.testing.assert_array_equal(out, x.numpy())
 
 
-def test_a_head_from_a_checkpoint(tmp_path, runtime):
+def test_a_head_from_a_checkpoint(tmp_path):
     """Of CCNet, into a file, by the names of its state dict; the module stays what it was."""
     state = fill(RCCA(8, 6, 3, inner=4), seed=5).float().state_dict()
     state = {name: x for name, x in state.items() if "num_batches" not in name}
@@ -184,7 +175,7 @@ def test_a_head_from_a_checkpoint(tmp_path, runtime):
     program.save(path)
     kept = {each.name for each in program.model_proto.graph.initializer}
     assert {"cca.query_conv.weight", "cca.gamma", "bottleneck.3.weight"} <= kept
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for n, *spatial in OTHER_SIZES:
         assert_runs(session, module, draw_tensor(n, 8, *spatial))
     assert not module.training
