@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Or it takes most of a GPU's memory when it starts, and leaves the other libraries too little.
@@ -20,6 +20,9 @@ PACKAGES = ("jax", "jaxlib")
 
 # Without it float64 arrays become float32; arrays of other dtypes keep theirs.
 jax.config.update("jax_enable_x64", True)
+
+#: The function, and its results with its gradients.
+Compiled = tuple[Callable[..., jax.Array], Callable[..., tuple[jax.Array, ...]]]
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -46,9 +49,13 @@ def differentiate(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax
     return run
 
 
-JITTED = {
-    layout: (jax.jit(function), jax.jit(differentiate(function)))
-    for layout, function in ((CHANNELS_FIRST, attend), (CHANNELS_LAST, attend_channels_last))
+def compile_both(function: Callable[..., jax.Array]) -> Compiled:
+    return jax.jit(function), jax.jit(differentiate(function))
+
+
+COMPILED = {
+    CHANNELS_FIRST: compile_both(attend),
+    CHANNELS_LAST: compile_both(attend_channels_last),
 }
 
 
@@ -59,7 +66,7 @@ def find_device(name: str) -> jax.Device:
         raise NotServed(f"JAX {jax.__version__} finds no device of this kind: {error}") from error
 
 
-def prepare(inputs: Inputs) -> Calls:
+def prepare(inputs: Inputs, compiled: Mapping[str, Compiled] = COMPILED) -> Calls:
     device = find_device(inputs.device)
     if inputs.device == CUDA:
         # By default a GPU multiplies float32 in TF32.
@@ -69,13 +76,13 @@ def prepare(inputs: Inputs) -> Calls:
         jax.device_put(np.ascontiguousarray(np.moveaxis(x, 1, channel_axis)), device)
         for x in (inputs.q, inputs.k, inputs.v, inputs.dout)
     )
-    jitted, jitted_backward = JITTED[inputs.layout]
+    run, run_backward = compiled[inputs.layout]
 
     def forward() -> dict[str, Any]:
-        return {"out": jitted(q, k, v)}
+        return {"out": run(q, k, v)}
 
     def forward_backward() -> dict[str, Any]:
-        results = jitted_backward(q, k, v, dout)
+        results = run_backward(q, k, v, dout)
         return dict(zip(("out", "dq", "dk", "dv"), results, strict=True))
 
     def to_numpy(results: dict[str, jax.Array]) -> dict[str, np.ndarray]:

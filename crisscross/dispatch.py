@@ -169,17 +169,21 @@ def library_of(array: object) -> str:
     return speaker.__module__.partition(".")[0]
 
 
-def find_caller(values: Sequence[object]) -> Callable[..., Any] | None:
+def find_calls(values: Sequence[object]) -> Any:
     """Return what makes calls on arrays of a library that differentiates, if any are among these.
 
-    An array, or a list of them, may come behind options.
+    A module of its room, see `crisscross.ops.routing`. An array, or a list of them, may come behind
+    options.
     """
     for value in values:
         first = value[0] if isinstance(value, list | tuple) and value else value
         if type(first) is np.ndarray:
             return None
-        if kind_of(first) == "torch":
-            from crisscross.torch.calls import call
+        kind = kind_of(first)
+        if kind == "torch":
+            from crisscross.torch import calls
 
-            return call
+            return calls
+        if kind == "jax":
+            return import_module("crisscross.jax.calls")
     return None

@@ -106,6 +106,6 @@ def _count_threads() -> str:
 def _name_backend(device: str) -> str:
     """Ask the library itself, so that this cannot drift from what a call would do."""
     try:
-        return choose_backend("doctor", device, None).backend
+        return choose_backend("doctor", device, None, "numpy").backend
     except BackendError:
-        return f"none: {find_refusal('gpu', device)}"
+        return f"none: {find_refusal('gpu', device, 'numpy')}"

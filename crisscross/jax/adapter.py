@@ -12,21 +12,33 @@ from crisscross.bridge.capsule import Retagged, import_bfloat16, import_shared
 from crisscross.bridge.foreign import export, find_stream, hold
 from crisscross.bridge.memory import ALIGNMENT
 from crisscross.dispatch import Description, Obstacle, ObstacleError
+from crisscross.errors import Fault, Mismatch
 from crisscross.problem import ArraySpec
 
 __all__ = ["describe", "find_maker", "find_stream", "from_numpy", "hold", "take", "to_numpy"]
+
+_TRACER = "a tracer"
+
+
+def is_about_tracing(mismatch: Mismatch) -> bool:
+    """Say whether nothing is wrong with an argument but that it is traced."""
+    return mismatch.fault is Fault.MEMORY and mismatch.got.startswith(_TRACER)
 
 
 def describe(array: Any) -> Description | None:
     if not isinstance(array, jax.Array):
         return None
     spec = ArraySpec(tuple(array.shape), str(array.dtype))
+    if array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
+        # Made while it was switched on; JAX would go on with half of it.
+        expected = "float32, or jax.config.update('jax_enable_x64', True)"
+        got = f"{array.dtype} while 64-bit dtypes are switched off"
+        return Description(spec, None, Obstacle(expected, got))
     # A tracer passes for an array in every way until its memory is asked for: look here first.
     if isinstance(array, jax.core.Tracer):
-        expected = (
-            "a concrete array: jit, grad and vmap are not supported yet; call outside of them"
-        )
-        return Description(spec, None, Obstacle(expected, f"a tracer, {array.aval}"))
+        expected = "an array with memory, outside of jit, grad and vmap"
+        got = f"{_TRACER}, {array.aval}"
+        return Description(spec, None, Obstacle(expected, got, in_sharing=True))
     if array.is_deleted():
         return Description(
             spec,

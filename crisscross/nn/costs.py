@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from crisscross.errors import Fault
-from crisscross.nn.initial import find_inner
+from crisscross.nn.plans import find_inner
 from crisscross.nn.rcca import NORMS
 from crisscross.nn.relatives import MODES
 from crisscross.problem import Findings

@@ -2,81 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from crisscross.bridge import numpy_dtype
-from crisscross.nn.rcca import NORMS
-from crisscross.problem import COMPUTE_DTYPES, Findings
-
-#: Sizes that None stands for a default of.
-_MAY_BE_NONE = ("inner", "recurrence")
-
-
-class _Maker:
-    """Draws parameters as PyTorch initialises its convolutions: uniform within 1/sqrt(inputs)."""
-
-    def __init__(
-        self,
-        function: str,
-        sizes: Mapping[str, int | None],
-        *,
-        seed: int = 0,
-        dtype: str,
-        spatial_ndim: int = 2,
-        gamma: float = 0.0,
-        norm: str | None = None,
-    ) -> None:
-        """Check what `function` was given."""
-        findings = Findings(function)
-        for name, size in {**sizes, "spatial_ndim": spatial_ndim}.items():
-            if size is not None or name not in _MAY_BE_NONE:
-                findings.check_count(name, size)
-        findings.check_count("seed", seed, 0)
-        findings.check_real("gamma", gamma)
-        findings.check_choice("norm", norm, NORMS)
-        findings.check_choice("dtype", dtype, tuple(COMPUTE_DTYPES))
-        findings.raise_if_any()
-        self._generator = np.random.default_rng(seed)
-        self._dtype = numpy_dtype(dtype)
-        self._ndim = spatial_ndim
-        self.made: dict[str, np.ndarray] = {}
-
-    def convolution(
-        self, name: str, outputs: int, inputs: int, size: int = 1, bias: bool = True
-    ) -> None:
-        shape = (outputs, inputs, *[size] * self._ndim)
-        bound = 1 / math.sqrt(max(inputs * size**self._ndim, 1))
-        self.made[f"{name}.weight"] = self._draw(bound, shape)
-        if bias:
-            self.made[f"{name}.bias"] = self._draw(bound, (outputs,))
-
-    def norm(self, name: str, channels: int, norm: str | None) -> None:
-        if norm is not None:
-            self.constant(f"{name}.weight", channels, 1)
-            self.constant(f"{name}.bias", channels, 0)
-        if norm == "batch":
-            self.constant(f"{name}.running_mean", channels, 0)
-            self.constant(f"{name}.running_var", channels, 1)
-
-    def constant(self, name: str, count: int, value: float) -> None:
-        self.made[name] = np.full(count, value, self._dtype)
-
-    def attention(
-        self, prefix: str, channels: int, inner: int, recurrence: int | None, gamma: float
-    ) -> None:
-        """Draw one set of parameters, or one for each recurrence."""
-        numbers = [""] if recurrence is None else [f"{number}." for number in range(recurrence)]
-        for number in numbers:
-            for name, outputs in (("query", inner), ("key", inner), ("value", channels)):
-                self.convolution(f"{prefix}{number}{name}_conv", outputs, channels)
-            self.constant(f"{prefix}{number}gamma", 1, gamma)
-
-    def _draw(self, bound: float, shape: tuple[int, ...]) -> np.ndarray:
-        return self._generator.uniform(-bound, bound, shape).astype(self._dtype)
+from crisscross.nn.plans import (
+    Plan,
+    plan_channel_attention_block,
+    plan_criss_cross_block,
+    plan_non_local_block,
+    plan_position_attention_block,
+    plan_rcca_head,
+)
+from crisscross.problem import Findings
 
 
 def init_criss_cross_block(
@@ -117,21 +54,16 @@ def init_criss_cross_block(
     ArgumentError, ArgumentTypeError
         Naming every argument that does not fit.
     """
-    sizes = {"channels": channels, "inner": inner, "recurrence": recurrence}
-    options: dict[str, Any] = {
-        "seed": seed,
-        "dtype": dtype,
-        "spatial_ndim": spatial_ndim,
-        "gamma": gamma,
-    }
-    maker = _Maker("init_criss_cross_block", sizes, **options)
-    maker.attention("", channels, find_inner(inner, channels), recurrence, gamma)
-    return maker.made
-
-
-def find_inner(inner: int | None, channels: int) -> int:
-    """Return the channels of queries and keys, as in CCNet where nobody says."""
-    return max(channels // 8, 1) if inner is None else inner
+    plan = plan_criss_cross_block(
+        _check_seed("init_criss_cross_block", seed),
+        channels,
+        inner=inner,
+        recurrence=recurrence,
+        gamma=gamma,
+        dtype=dtype,
+        spatial_ndim=spatial_ndim,
+    )
+    return _draw(plan, seed, dtype)
 
 
 def init_position_attention_block(
@@ -144,25 +76,23 @@ def init_position_attention_block(
     spatial_ndim: int = 2,
 ) -> dict[str, np.ndarray]:
     """Draw parameters for `position_attention_block`: as `init_criss_cross_block` does."""
-    sizes = {"channels": channels, "inner": inner}
-    options: dict[str, Any] = {
-        "seed": seed,
-        "dtype": dtype,
-        "spatial_ndim": spatial_ndim,
-        "gamma": gamma,
-    }
-    maker = _Maker("init_position_attention_block", sizes, **options)
-    maker.attention("", channels, find_inner(inner, channels), None, gamma)
-    return maker.made
+    plan = plan_position_attention_block(
+        _check_seed("init_position_attention_block", seed),
+        channels,
+        inner=inner,
+        gamma=gamma,
+        dtype=dtype,
+        spatial_ndim=spatial_ndim,
+    )
+    return _draw(plan, seed, dtype)
 
 
 def init_channel_attention_block(
     *, gamma: float = 0.0, dtype: str = "float32"
 ) -> dict[str, np.ndarray]:
     """Make the one parameter of `channel_attention_block`."""
-    maker = _Maker("init_channel_attention_block", {}, dtype=dtype, gamma=gamma)
-    maker.constant("gamma", 1, gamma)
-    return maker.made
+    findings = Findings("init_channel_attention_block")
+    return _draw(plan_channel_attention_block(findings, gamma=gamma, dtype=dtype), 0, dtype)
 
 
 def init_non_local_block(
@@ -192,17 +122,15 @@ def init_non_local_block(
     -------
     dict of str to numpy.ndarray
     """
-    sizes = {"channels": channels, "inner": inner}
-    options: dict[str, Any] = {"seed": seed, "dtype": dtype, "spatial_ndim": spatial_ndim}
-    maker = _Maker("init_non_local_block", sizes, **options)
-    inner = max(channels // 2, 1) if inner is None else inner
-    for name in ("theta", "phi", "g"):
-        maker.convolution(name, inner, channels)
-    maker.convolution("W", channels, inner)
-    if zero:
-        for name in ("W.weight", "W.bias"):
-            maker.made[name][...] = 0
-    return maker.made
+    plan = plan_non_local_block(
+        _check_seed("init_non_local_block", seed),
+        channels,
+        inner=inner,
+        zero=zero,
+        dtype=dtype,
+        spatial_ndim=spatial_ndim,
+    )
+    return _draw(plan, seed, dtype)
 
 
 def init_rcca_head(
@@ -241,23 +169,33 @@ def init_rcca_head(
     -------
     dict of str to numpy.ndarray
     """
-    sizes = {"channels": channels, "classes": classes, "inner": inner, "outer": outer}
-    sizes |= {"recurrence": recurrence}
-    options: dict[str, Any] = {
-        "seed": seed,
-        "dtype": dtype,
-        "spatial_ndim": spatial_ndim,
-        "gamma": gamma,
+    plan = plan_rcca_head(
+        _check_seed("init_rcca_head", seed),
+        channels,
+        classes=classes,
+        inner=inner,
+        outer=outer,
+        recurrence=recurrence,
+        norm=norm,
+        gamma=gamma,
+        dtype=dtype,
+        spatial_ndim=spatial_ndim,
+    )
+    return _draw(plan, seed, dtype)
+
+
+def _check_seed(function: str, seed: int) -> Findings:
+    findings = Findings(function)
+    findings.check_count("seed", seed, 0)
+    return findings
+
+
+def _draw(plan: Plan, seed: int, dtype: str) -> dict[str, np.ndarray]:
+    """Draw in float64 and round: the same parameters in any dtype."""
+    generator, kind = np.random.default_rng(seed), numpy_dtype(dtype)
+    return {
+        name: np.full(draft.shape, draft.constant, kind)
+        if draft.bound is None
+        else generator.uniform(-draft.bound, draft.bound, draft.shape).astype(kind)
+        for name, draft in plan.items()
     }
-    maker = _Maker("init_rcca_head", sizes, norm=norm, **options)
-    inner = max(channels // 4, 1) if inner is None else inner
-    for name, outputs, inputs in (
-        ("conva", inner, channels),
-        ("convb", inner, inner),
-        ("bottleneck", outer, channels + inner),
-    ):
-        maker.convolution(f"{name}.0", outputs, inputs, size=3, bias=False)
-        maker.norm(f"{name}.1", outputs, norm)
-    maker.attention("cca.", inner, find_inner(None, inner), recurrence, gamma)
-    maker.convolution("bottleneck.3", classes, outer)
-    return maker.made

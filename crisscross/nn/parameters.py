@@ -8,7 +8,7 @@ from copy import copy
 from typing import Any
 
 from crisscross.bridge import describe
-from crisscross.dispatch import library_of
+from crisscross.dispatch import Description, library_of
 from crisscross.errors import ArgumentError, ArgumentTypeError, BridgeError, Fault
 from crisscross.nn.tape import Tape
 from crisscross.ops.backends import check_backend
@@ -33,6 +33,7 @@ class Reader:
         self.findings = Findings(function)
         self._read: set[str] = set()
         self._given = [x]
+        self._traced: list[str] = []
         self._prefix = ""
         self._parameters: Parameters = parameters
         if not isinstance(parameters, Mapping):
@@ -44,6 +45,7 @@ class Reader:
         spec = None if description is None else description.spec
         self._device = None if description is None else description.device
         self._library = None if description is None else library_of(x)
+        self._note_if_traced("x", description)
         self.dtype = self.findings.check_features({"x": spec}, ("x",))
         self.shape: Shape = () if spec is None else spec.shape
         self.spatial_ndim, self.channels = 2, 0
@@ -56,6 +58,11 @@ class Reader:
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._parameters
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether JAX traces x, or any parameter that was taken."""
+        return bool(self._traced)
 
     def within(self, prefix: str) -> Reader:
         """Return a reader of the parameters whose names begin so, for the same call."""
@@ -118,15 +125,21 @@ class Reader:
         description = describe(self.findings, label, array, shares=False)
         if description is None:
             return array, None
+        self._note_if_traced(label, description)
         if (library := library_of(array)) != self._library:
             expected = f"an array of {self._library} like x"
             self.findings.add(label, expected, f"an array of {library}", Fault.TYPE)
-        elif description.device != self._device:
+        elif None not in (self._device, description.device) and description.device != self._device:
             self.findings.add(f"{label}.device", f"{self._device} like x", str(description.device))
         is_wide = may_be_wide and description.spec.dtype == COMPUTE_DTYPES[self.dtype or "float64"]
         if self.dtype is not None and not is_wide:
             self.findings.check_dtype(label, description.spec, self.dtype, "like x")
         return array, description.spec
+
+    def _note_if_traced(self, label: str, description: Description | None) -> None:
+        obstacle = None if description is None else description.obstacle
+        if self._library == "jax" and obstacle is not None and obstacle.in_sharing:
+            self._traced.append(label)
 
     def _add(self, name: str, expected: str, spec: ArraySpec) -> None:
         label = f"parameters[{self._prefix + name!r}].shape"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+import random
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -39,20 +40,28 @@ class _Unit(NamedTuple):
     slope: float | None
 
 
+class Draws(Protocol):
+    """What draws numbers, uniform in [0, 1), as a generator of NumPy's does."""
+
+    def random(self, shape: Any, /) -> Any:
+        """Return an array of this shape."""
+
+
 class Training(NamedTuple):
     """What `rcca_head` does otherwise while training.
 
     Attributes
     ----------
     generator : numpy.random.Generator or None
-        Draws which channels are dropped; None drops none.
+        Draws which channels are dropped, by ``random(shape)``, and may be anything that has that;
+        None drops none. While JAX traces, NumPy's is refused: `crisscross.jax.rcca_head` has keys.
     dropout : float
         The share of channels that are dropped before the classifier; 0.1, as in CCNet.
     momentum : float
         The share of new statistics in the running ones.
     """
 
-    generator: np.random.Generator | None = None
+    generator: Draws | None = None
     dropout: float = 0.1
     momentum: float = 0.1
 
@@ -223,6 +232,8 @@ def _read(
         reader.take_matrix("bottleneck.3.weight", classes, outer),
         reader.take_vector("bottleneck.3.bias", classes),
     )
+    if training is not None and reader.is_traced:
+        _check_traced(findings, training)
     return _Head(before, steps, after, bottleneck, classifier)
 
 
@@ -232,14 +243,24 @@ def _check_training(findings: Findings, training: Any) -> None:
     if not isinstance(training, Training):
         findings.add("training", "None or a Training", describe_value(training), Fault.TYPE)
         return
-    generator: Any = training.generator
-    if not isinstance(generator, np.random.Generator | None):
-        got = describe_value(generator)
-        findings.add("training.generator", "None or a numpy Generator", got, Fault.TYPE)
+    if training.generator is not None:
+        draw = getattr(training.generator, "random", None)
+        # Python's own has one too, which knows no shapes.
+        if not callable(draw) or isinstance(getattr(draw, "__self__", None), random.Random):
+            expected = "None or a numpy Generator, or what has random(shape) like it"
+            got = describe_value(training.generator)
+            findings.add("training.generator", expected, got, Fault.TYPE)
     for name in ("dropout", "momentum"):
         share = findings.check_real(f"training.{name}", getattr(training, name))
         if not 0 <= share <= 1 or (name == "dropout" and share == 1):
             findings.add(f"training.{name}", "a share, dropout below 1", str(share))
+
+
+def _check_traced(findings: Findings, training: Training) -> None:
+    """Refuse numbers that a trace would keep, so that the same channels are dropped ever after."""
+    if isinstance(training.generator, np.random.Generator | np.random.RandomState):
+        expected = "what draws while JAX traces: a key, given to crisscross.jax.rcca_head"
+        findings.add("training.generator", expected, "a generator of NumPy", Fault.TYPE)
 
 
 def _apply(unit: _Unit, x: Any, details: _Details) -> Any:

@@ -53,7 +53,7 @@ def criss_cross_attention(
         The least the result must have for float32; None means "ieee". A backend may do better.
     return_lse : bool
         Also return the log-sum-exp, which the backward needs.
-    backend : {None, "gpu", "cpu", "reference"}
+    backend : {None, "gpu", "cpu", "xla", "reference"}
         None chooses by where the arrays are; see `explain`.
 
     Returns

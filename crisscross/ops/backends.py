@@ -13,9 +13,10 @@ from crisscross.errors import BackendError, Fault
 from crisscross.problem import AttentionProblem, Findings, MapProblem, MergeProblem
 from crisscross.problem.findings import describe_value
 
-#: Backends in the order in which they are tried. The oracle serves only when asked for by name.
-BACKENDS = ("gpu", "cpu", "reference")
-_AUTOMATIC = ("gpu", "cpu")
+#: Backends in the order in which they are tried. The oracle serves only when asked for by name;
+#: "xla" is what JAX compiles by itself, and serves arrays of JAX.
+BACKENDS = ("gpu", "cpu", "xla", "reference")
+_AUTOMATIC = ("gpu", "cpu", "xla")
 
 
 class Backend(Protocol):
@@ -130,8 +131,10 @@ class Choice:
     refusals: tuple[tuple[str, str], ...]
 
 
-def find_refusal(backend: str, device: str) -> str | None:
-    """Say why `backend` cannot serve arrays on `device`, or None if it can."""
+def find_refusal(backend: str, device: str, library: str) -> str | None:
+    """Say why `backend` cannot serve a library's arrays on `device`, or None if it can."""
+    if backend == "xla":
+        return None if library == "jax" else f"it serves arrays of JAX, and these are of {library}"
     if backend == "gpu":
         if not device.startswith("cuda"):
             return f"it serves arrays in CUDA memory, and these are on {device}"
@@ -150,8 +153,10 @@ def check_backend(findings: Findings, backend: object) -> None:
         findings.add("backend", f"None or one of {BACKENDS}", describe_value(backend), fault)
 
 
-def choose_backend(function: str, device: str, backend: str | None) -> Choice:
-    """Choose the backend for arrays on `device`; `backend` names the only one allowed, or is None.
+def choose_backend(function: str, device: str, backend: str | None, library: str) -> Choice:
+    """Choose the backend for a library's arrays on `device`.
+
+    `backend` names the only one allowed, or is None.
 
     Raises
     ------
@@ -162,13 +167,15 @@ def choose_backend(function: str, device: str, backend: str | None) -> Choice:
     refusals: list[tuple[str, str]] = []
     chosen: str | None = None
     for name in BACKENDS:
+        if name == "xla" and library != "jax" and backend != name:
+            continue
         if name not in candidates:
             asked_for = "it serves only when asked for by name: backend='reference'"
             reason = asked_for if backend is None else f"backend={backend!r} was asked for"
         elif chosen is not None:
             reason = f"{chosen} comes first"
         else:
-            refusal = find_refusal(name, device)
+            refusal = find_refusal(name, device, library)
             if refusal is None:
                 chosen = name
                 continue

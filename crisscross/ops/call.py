@@ -103,7 +103,8 @@ class Call:
 
     def choose(self) -> Choice:
         """Choose the backend, once the problem has been checked."""
-        return choose_backend(self.findings.function, self.device, self.backend)
+        library = library_of(self._example)
+        return choose_backend(self.findings.function, self.device, self.backend, library)
 
     def fill(
         self, outputs: Sequence[Output], run: Callable[[Backend, Views], None]

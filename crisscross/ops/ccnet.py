@@ -20,7 +20,7 @@ def ca_weight(q: Any, k: Any, *, backend: str | None = None) -> Any:
     ----------
     q, k : array, (N, C, H, W)
         Float16, bfloat16, float32 or float64.
-    backend : {None, "gpu", "cpu", "reference"}
+    backend : {None, "gpu", "cpu", "xla", "reference"}
         As in `criss_cross_attention`.
 
     Returns
@@ -62,7 +62,7 @@ def ca_weight_backward(
         Gradient of the energies, in their dtype.
     q, k : array, (N, C, H, W)
         As given to the forward.
-    backend : {None, "gpu", "cpu", "reference"}
+    backend : {None, "gpu", "cpu", "xla", "reference"}
         As in `criss_cross_attention`.
 
     Returns
@@ -104,7 +104,7 @@ def ca_softmax(energy: Any, *, backend: str | None = None) -> Any:
     ----------
     energy : array, (N, H+W-1, H, W)
         Float32 or float64, as `ca_weight` returns it.
-    backend : {None, "gpu", "cpu", "reference"}
+    backend : {None, "gpu", "cpu", "xla", "reference"}
         As in `criss_cross_attention`.
 
     Returns
@@ -143,7 +143,7 @@ def ca_softmax_backward(dattention: Any, attention: Any, *, backend: str | None 
         Gradient of the attention, in its dtype.
     attention : array, (N, H+W-1, H, W)
         As returned by the forward.
-    backend : {None, "gpu", "cpu", "reference"}
+    backend : {None, "gpu", "cpu", "xla", "reference"}
         As in `criss_cross_attention`.
 
     Returns
@@ -185,7 +185,7 @@ def ca_map(attention: Any, v: Any, *, backend: str | None = None) -> Any:
         In CCNet's order; float32, or float64 for float64 values.
     v : array, (N, C, H, W)
         Values: float16, bfloat16, float32 or float64.
-    backend : {None, "gpu", "cpu", "reference"}
+    backend : {None, "gpu", "cpu", "xla", "reference"}
         As in `criss_cross_attention`.
 
     Returns
@@ -229,7 +229,7 @@ def ca_map_backward(
     attention : array, (N, H+W-1, H, W)
     v : array, (N, C, H, W)
         As given to the forward.
-    backend : {None, "gpu", "cpu", "reference"}
+    backend : {None, "gpu", "cpu", "xla", "reference"}
         As in `criss_cross_attention`.
 
     Returns
@@ -279,7 +279,7 @@ def to_port_layout(weights: Any, *, self_value: float = 0.0, backend: str | None
         Energies or attention, float32 or float64.
     self_value : float
         What to put at the column's entry for self: 0 for attention, ``-math.inf`` for energies.
-    backend : {None, "gpu", "cpu", "reference"}
+    backend : {None, "gpu", "cpu", "xla", "reference"}
         As in `criss_cross_attention`.
 
     Returns
@@ -319,7 +319,7 @@ def from_port_layout(ported: Any, *, backend: str | None = None) -> Any:
     ----------
     ported : array, (N, H, W, H+W)
         Energies or attention, float32 or float64. The column's entries for self are dropped.
-    backend : {None, "gpu", "cpu", "reference"}
+    backend : {None, "gpu", "cpu", "xla", "reference"}
         As in `criss_cross_attention`.
 
     Returns

@@ -8,9 +8,10 @@ from typing import Any
 
 from crisscross import gpu
 from crisscross.cpu.plan import describe_plan
-from crisscross.dispatch import library_of
-from crisscross.ops.backends import Choice
+from crisscross.dispatch import find_calls, library_of
+from crisscross.ops.backends import Choice, choose_backend
 from crisscross.ops.call import Call
+from crisscross.ops.routing import Way
 from crisscross.problem import AttentionProblem, attention_problem
 
 
@@ -31,7 +32,9 @@ class Explanation:
     precision
         What was asked for and what is delivered.
     library, device
-        Whose arrays these are, and where.
+        Whose arrays these are, and where; of traced ones of JAX, where it would put them.
+    way
+        How the call gets to the backend: directly, or by a library that differentiates or compiles.
     problem
         The validated problem.
     """
@@ -43,6 +46,7 @@ class Explanation:
     precision: str
     library: str
     device: str
+    way: str
     problem: AttentionProblem
 
     def __str__(self) -> str:
@@ -62,6 +66,7 @@ class Explanation:
                 f"{'a' if problem.masked else 'no'} key mask",
             ),
             ("arrays", f"{self.library}, on {self.device}"),
+            ("call", self.way),
             ("backend", f"{self.backend}: {self.reason}"),
             ("algorithm", self.algorithm),
             ("precision", self.precision),
@@ -118,17 +123,24 @@ def explain(
         channel_axis=channel_axis,
         precision=precision,
     )
-    choice = call.choose()
+    calls = find_calls((q, k, v))
+    way = _DIRECTLY if calls is None else calls.find_way((q, k, v), problem, backend)
+    device, library = way.device or call.device, library_of(q)
+    choice = way.choice or choose_backend("explain", device, backend, library)
     return Explanation(
         backend=choice.backend,
         reason=choice.reason,
         refusals=choice.refusals,
-        algorithm=_name_algorithm(choice, problem, call.device),
-        precision=_name_precision(choice, problem, call.device),
-        library=library_of(q),
-        device=call.device,
+        algorithm=_name_algorithm(choice, problem, device),
+        precision=_name_precision(choice, problem, device),
+        library=library,
+        device=device,
+        way=way.words,
         problem=problem,
     )
+
+
+_DIRECTLY = Way("directly")
 
 
 def _name_algorithm(choice: Choice, problem: AttentionProblem, device: str) -> str:
@@ -137,6 +149,8 @@ def _name_algorithm(choice: Choice, problem: AttentionProblem, device: str) -> s
             return gpu.describe_plan(problem, backend.engine.limits)
     if choice.backend == "reference":
         return "the definition, position by position; slow"
+    if choice.backend == "xla":
+        return "matrix products along strips that XLA compiles, merged by log-sum-exp"
     return describe_plan(problem)
 
 
@@ -146,6 +160,8 @@ def _name_precision(choice: Choice, problem: AttentionProblem, device: str) -> s
             delivered = gpu.name_precision(problem, backend.engine.limits)
     elif choice.backend == "reference":
         delivered = "float64" if problem.compute_dtype == "float32" else "long double"
+    elif choice.backend == "xla":
+        delivered = "XLA's products in three parts" if problem.precision == "tf32" else "XLA's best"
     else:
         delivered = f"IEEE {problem.compute_dtype}"
     return f"{problem.precision} asked for, {delivered} delivered"

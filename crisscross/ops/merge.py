@@ -30,7 +30,7 @@ def merge_attentions(
         Their log-sum-exps: float32, or float64 for float64 parts.
     channel_axis : 1 or -1
         1 for (N, C, \\*S), -1 for (N, \\*S, C).
-    backend : {None, "gpu", "cpu", "reference"}
+    backend : {None, "gpu", "cpu", "xla", "reference"}
         As in `criss_cross_attention`.
 
     Returns

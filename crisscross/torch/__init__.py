@@ -16,7 +16,8 @@ except ModuleNotFoundError as error:
         "crisscross.torch needs PyTorch: pip install 'crisscross-attention[torch]'"
     ) from None
 
-import crisscross.torch.operators  # noqa: F401  (exported programs need nothing else)
+import crisscross.torch.flops
+import crisscross.torch.operators  # noqa: F401  (nor do exported programs)
 from crisscross.ops import ca_map, ca_softmax, ca_weight
 from crisscross.torch.modules import RCCA, CrissCrossAttention
 from crisscross.torch.relatives import ChannelAttention, NonLocalBlock, PositionAttention

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -12,14 +11,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from crisscross import ops
+from crisscross.ops.arguments import bind, check, find_number
 from crisscross.ops.merge import check_merge
-from crisscross.problem import Findings
-from crisscross.problem.findings import describe_value
+from crisscross.ops.operations import OPERATIONS, Operation
+from crisscross.ops.routing import Way
+from crisscross.problem import AttentionProblem
 from crisscross.torch import composite
 from crisscross.torch.adapter import find_lasting_obstacle
-from crisscross.torch.checks import check
-from crisscross.torch.operations import OPERATIONS, Operation
 from crisscross.torch.operators import call_composite, call_function, call_operator
 
 
@@ -39,6 +37,14 @@ class Route(Enum):
     REFUSED = auto()
 
 
+_WORDS = {
+    Route.PLAIN: "directly: there is nothing to differentiate",
+    Route.OPERATOR: "by torch.ops.crisscross: autograd records, or somebody traces",
+    Route.FUNCTION: "by a torch.autograd.Function: a transform, or forward mode, is at work",
+    Route.COMPOSITE: "in plain PyTorch, which makes the map, and has no backend: two at once of "
+    "transforms, compiler and forward mode, or an export to ONNX",
+    Route.REFUSED: "refused",
+}
 _CAST = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -70,37 +76,27 @@ def find_route(tensors: Sequence[Tensor]) -> Route:
     return Route.PLAIN
 
 
-_SIGNATURES = {name: inspect.signature(getattr(ops, name)).parameters for name in OPERATIONS}
-_DEFAULTS = {
-    name: {each.name: each.default for each in parameters.values()}
-    for name, parameters in _SIGNATURES.items()
-}
-_POSITIONAL = {
-    name: [each.name for each in parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
-    for name, parameters in _SIGNATURES.items()
-}
-
-
 def call(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
     """Call a public function of that kind; `function` itself knows plain arrays alone."""
     name = function.__name__
     if name == "merge_attentions":
         return _merge(function, args, given)
     operation = OPERATIONS[name]
-    values = {**_DEFAULTS[name], **dict(zip(_POSITIONAL[name], args, strict=False)), **given}
+    values = bind(operation, args, given, Tensor)
+    if values is None:
+        return _refuse(function, args, given)
     tensors = [values[each] for each in operation.tensors]
-    known = [x for x in tensors if isinstance(x, Tensor)]
-    options = _convert(operation, values) if _fits(name, args, given, tensors) else None
-    route = Route.REFUSED if options is None else find_route(known)
-    if options is None or route is Route.REFUSED:
+    known = [x for x in tensors if x is not None]
+    route = find_route(known)
+    if route is Route.REFUSED or not known:
         return _refuse(function, args, given)
     tensors = _cast(operation, tensors, known[0])
+    options = [values[each] for each in operation.options]
+    values.update(zip(operation.tensors, tensors, strict=True))
     if route is Route.PLAIN:
-        values.update(zip(operation.tensors, tensors, strict=True))
-        values.update(zip(operation.options, options, strict=True))  # iterators have been used up
-        return function(**values)
+        return _run_plain(function, values)
     if route is Route.COMPOSITE:
-        check(operation, {**values, **dict(zip(operation.tensors, tensors, strict=True))})
+        check(operation, values)
         results = call_composite(operation, *tensors, *options)
         result: Any = results if len(results) > 1 else results[0]
     else:
@@ -111,18 +107,15 @@ def call(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str
     return result
 
 
-def _fits(
-    name: str, args: tuple[Any, ...], given: Mapping[str, Any], tensors: Sequence[Any]
-) -> bool:
-    """Whether there are no more, no fewer and no other arguments than there are to be."""
-    positional = _POSITIONAL[name]
-    return (
-        len(args) <= len(positional)
-        and not any(each in given for each in positional[: len(args)])
-        and all(each in _DEFAULTS[name] for each in given)
-        and all(x is None or isinstance(x, Tensor) for x in tensors)
-        and isinstance(given.get("return_lse", False), bool)
-    )
+def find_way(arrays: Sequence[Any], _: AttentionProblem, __: str | None) -> Way:
+    """Say how `criss_cross_attention` would be called with these tensors."""
+    return Way(_WORDS[find_route(arrays)])
+
+
+# The compiler takes function by function where it has given up one that calls us.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _run_plain(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    return function(**values)
 
 
 def _refuse(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
@@ -140,43 +133,6 @@ def _make_plain(value: Any) -> Any:
         return value.detach()
     with torch._C._DisableFuncTorch(), FakeTensorMode():
         return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-
-
-def _convert(operation: Operation, values: Mapping[str, Any]) -> list[Any] | None:
-    """Return the options as the operator wants them; None if the function would refuse one."""
-    findings = Findings(operation.name)
-    options = [_READERS[name](findings, name, values[name]) for name in operation.options]
-    return None if findings.mismatches else options
-
-
-def _read_axes(findings: Findings, name: str, axes: Any) -> list[int | None] | None:
-    if axes is None:
-        return None
-    if isinstance(axes, str | bytes | Mapping) or not isinstance(axes, Iterable):
-        findings.add(name, "None or a tuple of integers", describe_value(axes))
-        return None
-    return [findings.check_integer(name, axis) for axis in axes]
-
-
-def _read_word(findings: Findings, name: str, word: Any) -> str | None:
-    if word is None or isinstance(word, str):
-        return word
-    findings.add(name, "None or a word", describe_value(word))
-    return None
-
-
-#: By the checks of the functions themselves, so that what these take is not refused, nor otherwise.
-_READERS: Mapping[str, Callable[[Findings, str, Any], Any]] = {
-    "scale": Findings.check_real,
-    "self_value": Findings.check_real,
-    "heads": Findings.check_integer,
-    "axis": Findings.check_integer,
-    "channel_axis": Findings.check_integer,
-    "axes": _read_axes,
-    "include_self": Findings.check_flag,
-    "precision": _read_word,
-    "backend": _read_word,
-}
 
 
 def _cast(operation: Operation, tensors: list[Any], first: Tensor) -> list[Any]:
@@ -203,6 +159,7 @@ def _merge(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[s
     if route is Route.REFUSED:
         return _refuse(function, args, given)
     if route is Route.PLAIN:
-        return function(*args, **given)
+        return _run_plain(function, values)
+    values["channel_axis"] = find_number(values["channel_axis"])
     check_merge(**values, shares=False)
-    return composite.merge_attentions(*lists, values["channel_axis"])
+    return composite.merge_attentions(values["outs"], values["lses"], values["channel_axis"])

@@ -1,32 +1,20 @@
 """The operations as plain PyTorch: with every derivative, and with the map in memory.
 
 What the derivatives of derivatives are made of, and what is traced where function transforms and
-compilation meet. Sums of 16-bit numbers are those of float32, as everywhere.
+compilation meet. Sums of 16-bit numbers are those of float32, as everywhere; under autocast those
+of float64, which is what autocast leaves alone: it would round what is multiplied, and what PyTorch
+multiplies to differentiate it, after the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def _in_full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run outside of autocast, which would round what is multiplied."""
-
-    @wraps(function)
-    def run(*args: Any, **options: Any) -> Any:
-        first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-        with torch.autocast(first.device.type, enabled=False):
-            return function(*args, **options)
-
-    return run
-
-
-@_in_full_precision
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -42,14 +30,14 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Return out and lse."""
     spatial_axes = _list_axes(axes, q.ndim - 2)
-    q_, k_, v_ = (_split(x, heads, channel_axis) for x in (q, k, v))
+    q_, k_, v_ = (_split(_widen(x), heads, channel_axis) for x in (q, k, v))
     k_, v_ = _hide(k_, key_mask), _hide(v_, key_mask)
     energies = [
         _find_energies(q_, k_, key_mask, scale, axis, include_self and number == 0)
         for number, axis in enumerate(spatial_axes)
     ]
     if 0 in q.shape[1:]:  # there is no largest of nothing
-        return v * 1.0, q_.sum(-1)
+        return v * 1.0, _narrow(q_.sum(-1), q)
     peaks = [_back(e.amax(-1), axis) for e, axis in zip(energies, spatial_axes, strict=True)]
     peak = torch.stack(peaks).amax(0).detach()
     peak = torch.where(torch.isneginf(peak), 0.0, peak)
@@ -62,10 +50,9 @@ def _attend(
     # Where there are none, the derivative of what is not chosen is to be a number too.
     safe = torch.where(has_keys | total.isnan(), total, 1.0)
     lse = torch.where(has_keys | total.isnan(), peak + safe.log(), -torch.inf)
-    return _join(out / safe[..., None], channel_axis).to(v.dtype), lse
+    return _join(out / safe[..., None], channel_axis).to(v.dtype), _narrow(lse, q)
 
 
-@_in_full_precision
 def _attend_backward(
     dout: Tensor,
     q: Tensor,
@@ -84,7 +71,8 @@ def _attend_backward(
     **_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk and dv, as functions of all that is given: of out and lse, too."""
-    q_, k_, v_, out_, dout_ = (_split(x, heads, channel_axis) for x in (q, k, v, out, dout))
+    wide = (_widen(x) for x in (q, k, v, out, dout))
+    q_, k_, v_, out_, dout_ = (_split(x, heads, channel_axis) for x in wide)
     k_, v_ = _hide(k_, key_mask), _hide(v_, key_mask)
     delta = (dout_ * out_).sum(-1)
     if dlse is not None:
@@ -106,31 +94,28 @@ def _attend_backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def criss_cross_attention(*tensors: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
+def criss_cross_attention(*tensors: Any, **options: Any) -> tuple[Tensor, Tensor]:
     out, lse = _attend(*tensors, include_self=True, **options)
     return out, lse
 
 
-def axial_attention(*tensors: Tensor | None, axis: int, **options: Any) -> tuple[Tensor, Tensor]:
+def axial_attention(*tensors: Any, axis: int, **options: Any) -> tuple[Tensor, Tensor]:
     out, lse = _attend(*tensors, axes=[axis], **options)
     return out, lse
 
 
-def criss_cross_attention_backward(
-    *tensors: Tensor | None, **options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def criss_cross_attention_backward(*tensors: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = _attend_backward(*tensors, include_self=True, **options)
     return dq, dk, dv
 
 
 def axial_attention_backward(
-    *tensors: Tensor | None, axis: int, **options: Any
+    *tensors: Any, axis: int, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = _attend_backward(*tensors, axes=[axis], **options)
     return dq, dk, dv
 
 
-@_in_full_precision
 def merge_attentions(
     outs: Sequence[Tensor], lses: Sequence[Tensor], channel_axis: int
 ) -> tuple[Tensor, Tensor]:
@@ -144,7 +129,7 @@ def merge_attentions(
     heads = lses[0].shape[1]
     # A part without any key has no share, whatever it holds.
     weighted = [
-        torch.where((share == 0)[..., None], 0.0, _split(part, heads, channel_axis))
+        torch.where((share == 0)[..., None], 0.0, _split(_narrow(part, part), heads, channel_axis))
         * (share / safe)[..., None]
         for part, share in zip(outs, shares, strict=True)
     ]
@@ -153,15 +138,13 @@ def merge_attentions(
     return _join(out, channel_axis).to(outs[0].dtype), lse
 
 
-@_in_full_precision
 def ca_weight(q: Tensor, k: Tensor, **_: Any) -> Tensor:
-    q, k = _widen(q), _widen(k)
-    row = torch.einsum("ncyx,ncyi->niyx", q, k)
-    column = torch.einsum("ncyx,ncjx->njyx", q, k)
-    return torch.cat([row, _drop_self(column)], 1)
+    wide_q, wide_k = _widen(q), _widen(k)
+    row = torch.einsum("ncyx,ncyi->niyx", wide_q, wide_k)
+    column = torch.einsum("ncyx,ncjx->njyx", wide_q, wide_k)
+    return _narrow(torch.cat([row, _drop_self(column)], 1), q)
 
 
-@_in_full_precision
 def ca_weight_backward(denergy: Tensor, q: Tensor, k: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
     row, column = _take_apart(denergy)
     wide_q, wide_k = _widen(q), _widen(k)
@@ -177,12 +160,10 @@ def ca_softmax_backward(dattention: Tensor, attention: Tensor, **_: Any) -> Tens
     return attention * (dattention - (dattention * attention).sum(1, keepdim=True))
 
 
-@_in_full_precision
 def ca_map(attention: Tensor, v: Tensor, **_: Any) -> Tensor:
     return _sum_keys(*_take_apart(attention), _widen(v)).to(v.dtype)
 
 
-@_in_full_precision
 def ca_map_backward(dout: Tensor, attention: Tensor, v: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
     dv = _sum_queries(*_take_apart(attention), _widen(dout)).to(v.dtype)
     return ca_weight(dout, v), dv
@@ -201,15 +182,20 @@ def from_port_layout(ported: Tensor, **_: Any) -> Tensor:
     return torch.cat([row, _drop_self(column)], 1)
 
 
+def _widen(x: Tensor) -> Tensor:
+    return x.double() if torch.is_autocast_enabled(x.device.type) else _narrow(x, x)
+
+
+def _narrow(x: Tensor, like: Tensor) -> Tensor:
+    """Make x what the operators compute in."""
+    return x.double() if like.dtype is torch.float64 else x.float()
+
+
 # Attention: (N, heads, *S, D)
 
 
-def _widen(x: Tensor) -> Tensor:
-    return x if x.dtype is torch.float64 else x.float()
-
-
 def _split(x: Tensor, heads: int, channel_axis: int) -> Tensor:
-    channels_last = _widen(x).movedim(channel_axis, -1)
+    channels_last = x.movedim(channel_axis, -1)
     # A size in place of -1: without any element that would be no number.
     head_size = x.shape[channel_axis] // heads
     return channels_last.reshape(*channels_last.shape[:-1], heads, head_size).movedim(-2, 1)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crisscross.errors import Fault
 from crisscross.ops.backends import check_backend
 from crisscross.problem import Findings
-from crisscross.problem.findings import format_shape
+from crisscross.problem.findings import COMPUTE_DTYPES, format_shape
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 DROPOUTS = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
+_DTYPES = tuple(getattr(torch, name) for name in COMPUTE_DTYPES)
 
 
 def check_ndim(findings: Findings, spatial_ndim: object) -> int | None:
@@ -56,13 +59,34 @@ def check_attention(
     return findings.check_axes(axes, check_ndim(findings, spatial_ndim))
 
 
-def check_input(x: Tensor, spatial_ndim: int, function: str) -> None:
-    """Refuse an image without a batch: its channels would be taken for images."""
-    if x.ndim != spatial_ndim + 2:
-        findings = Findings(function)
-        sizes = ", ".join("DHW"[-spatial_ndim:])
-        findings.add("x.shape", f"(N, C, {sizes})", format_shape(x.shape))
-        findings.raise_if_any()
+def check_input(
+    function: str, x: object, spatial_ndim: int, first: nn.Module | None, pairs: object = None
+) -> None:
+    """Refuse what does not fit `first`, the convolution that x goes to, all of it at once.
+
+    An image without a batch too, whose channels would be taken for images. Who puts a module of
+    another kind there answers for its channels; and for dtypes, autocast has a say.
+    """
+    findings = Findings(function)
+    if isinstance(x, Tensor):
+        channels = getattr(first, "in_channels", None)
+        fits = x.ndim == spatial_ndim + 2
+        if not fits or (channels is not None and x.shape[1] != channels):
+            sizes = ", ".join("DHW"[-spatial_ndim:])
+            expected = f"(N, {'C' if channels is None else channels}, {sizes})"
+            # Numbers, for a compiler does not write symbols.
+            findings.add("x.shape", expected, format_shape(map(operator.index, x.shape)))
+        if x.dtype not in _DTYPES:
+            got = str(x.dtype).removeprefix("torch.")
+            findings.add("x.dtype", f"one of {', '.join(COMPUTE_DTYPES)}", got, Fault.TYPE)
+    else:
+        findings.add("x", "a tensor", type(x).__name__, Fault.TYPE)
+    if pairs is not None and not isinstance(pairs, list):
+        findings.add("pairs", "None or a list", type(pairs).__name__, Fault.TYPE)
+    if torch.compiler.is_dynamo_compiling() and findings.mismatches:
+        # Within an error of the compiler's, which does not follow how ours are made.
+        raise ValueError("; ".join([str(mismatch) for mismatch in findings.mismatches]))
+    findings.raise_if_any()
 
 
 def add_projections(module: nn.Module, channels: int, inner: int, spatial_ndim: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crisscross.nn.attending import attend
+from crisscross.nn.criss_cross import Pairs
 from crisscross.nn.rcca import ACTIVATIONS, NORMS, SLOPES
 from crisscross.problem import Findings
 from crisscross.problem.findings import describe_value
@@ -90,13 +91,25 @@ class CrissCrossAttention(nn.Module):
                 add_projections(step, in_dim, max(in_dim // reduction, 1), spatial_ndim)
                 self.add_module(str(number), step)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Return what x becomes; `key_mask`, (N, \\*S), is True for what may be attended to."""
-        check_input(x, self.spatial_ndim, type(self).__name__)
+    def forward(
+        self, x: Tensor, key_mask: Tensor | None = None, *, pairs: Pairs | None = None
+    ) -> Tensor:
+        """Return what x becomes; `key_mask`, (N, \\*S), is True for what may be attended to.
+
+        q and k of each recurrence are appended to `pairs`, for `compose_attention`.
+        """
         options = {**self.options, "key_mask": key_mask}
-        for number in range(self.recurrence):
-            step = self if self.shared else self.get_submodule(str(number))
-            x = add_scaled(step, attend(*project(step, x), options, None), x)
+        modules = [
+            self if self.shared else self.get_submodule(str(number))
+            for number in range(self.recurrence)
+        ]
+        first = modules[0].get_submodule("query_conv") if modules else None
+        check_input(type(self).__name__, x, self.spatial_ndim, first, pairs)
+        for module in modules:
+            q, k, v = project(module, x)
+            if pairs is not None:
+                pairs.append((q, k))
+            x = add_scaled(module, attend(q, k, v, options, None), x)
         return x
 
     def extra_repr(self) -> str:
@@ -220,11 +233,12 @@ class RCCA(nn.Module):
             CONVOLUTIONS[spatial_ndim](out_channels, num_classes, 1),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.spatial_ndim, type(self).__name__)
+    def forward(self, x: Tensor, *, pairs: Pairs | None = None) -> Tensor:
+        """Return logits; q and k of each recurrence are appended to `pairs`."""
+        check_input(type(self).__name__, x, self.spatial_ndim, self.conva[0], pairs)
         slope, last = self.slopes
         features = rectify(self.conva(x), slope)
-        features = rectify(self.convb(self.cca(features)), slope)
+        features = rectify(self.convb(self.cca(features, pairs=pairs)), slope)
         features = self.bottleneck[:2](torch.cat([x, features], 1))
         logits: Tensor = self.bottleneck[2:](rectify(features, last))
         return logits

@@ -12,16 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crisscross import ops
+from crisscross.ops.arguments import FUNCTIONS
+from crisscross.ops.operations import OPERATIONS, Operation, is_optional
 from crisscross.torch import composite
-from crisscross.torch.operations import OPERATIONS, Operation, is_optional
 
 _library = torch.library.Library("crisscross", "DEF")  # type: ignore[no-untyped-call]
 
 
+def _write_schema(operation: Operation) -> str:
+    tensors = [f"Tensor{'?' * is_optional(name)} {name}" for name in operation.tensors]
+    options = [f"{kind} {name}" for name, kind in operation.options.items()]
+    returns = ", ".join(["Tensor"] * len(operation.outputs))
+    returns = f"({returns})" if len(operation.outputs) > 1 else returns
+    return f"{operation.name}({', '.join([*tensors, *options])}) -> {returns}"
+
+
 def _define(operation: Operation) -> None:
     """Define the operator: CPU and CUDA, and on tensors without memory, by the public function."""
-    function = getattr(ops, operation.name).__wrapped__
+    function: Any = FUNCTIONS[operation.name]
+    function = function.__wrapped__
     returns_lse = {"return_lse": True} if "lse" in operation.outputs else {}
     count = len(operation.tensors)
 
@@ -32,7 +41,7 @@ def _define(operation: Operation) -> None:
         return function(**named, **options, **returns_lse)
 
     tags = (torch.Tag.pt2_compliant_tag,)
-    _library.define(operation.schema(), tags=tags)  # type: ignore[no-untyped-call]
+    _library.define(_write_schema(operation), tags=tags)  # type: ignore[no-untyped-call]
     for device in ("CPU", "CUDA"):
         _library.impl(operation.name, run, device)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"crisscross::{operation.name}", run, lib=_library)
@@ -208,5 +217,7 @@ for _operation in OPERATIONS.values():
 _FUNCTIONS = {name: _make_function(operation) for name, operation in OPERATIONS.items()}
 
 
+# PyTorch runs the rules below a transform, where its compiler would look.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def call_function(operation: Operation, *inputs: Any) -> Any:
     return _FUNCTIONS[operation.name].apply(*inputs)  # type: ignore[no-untyped-call]

@@ -87,7 +87,7 @@ class NonLocalBlock(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.spatial_ndim, type(self).__name__)
+        check_input(type(self).__name__, x, self.spatial_ndim, self.theta)
         theta, phi, g = self.theta(x), self.phi(x), self.g(x)
         if self.mode == "dot_product":
             attended = multiply_by_all(theta, phi, g, 1, None)
@@ -134,7 +134,7 @@ class PositionAttention(nn.Module):
         add_projections(self, in_dim, max(in_dim // reduction, 1), spatial_ndim)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.spatial_ndim, type(self).__name__)
+        check_input(type(self).__name__, x, self.spatial_ndim, self.get_submodule("query_conv"))
         return add_scaled(self, attend_to_all(*project(self, x), self.options, None), x)
 
 

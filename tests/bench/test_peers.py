@@ -45,6 +45,10 @@ FORMS = {
         "two FlexAttention, merged (decoding, v in parts of 128)": [CUDA],
     },
     "jax_jit": {"jax.jit": [CPU, CUDA]},
+    "jax_ours": {
+        "crisscross under jit, called": [CPU, CUDA],
+        "crisscross under jit, by XLA": [CPU, CUDA],
+    },
 }
 
 
@@ -253,13 +257,15 @@ def test_strips_that_are_not_decoded_are_named(tmp_path, start):
 
 
 @pytest.mark.skipif(find_device_problem() is None, reason="there is a GPU")
-@pytest.mark.parametrize("name", ["torch_eager", "torch_compiled", "torch_flex", "jax_jit"])
+@pytest.mark.parametrize(
+    "name", ["torch_eager", "torch_compiled", "torch_flex", "jax_jit", "jax_ours"]
+)
 def test_a_library_without_a_gpu_says_so(tmp_path, start, name):
     worker, introduction = start(BENCHMARKS / f"{name}.py")
     open_case(worker, tmp_path, make_arrays(SHAPE, "float32", 0), device=CUDA)
     for form in introduction["forms"]:
         (reason,) = worker.ask("prepare", form=form).values()
-        library = "JAX" if name == "jax_jit" else "PyTorch"
+        library = "JAX" if name.startswith("jax") else "PyTorch"
         assert reason.startswith(library) and " finds no " in reason
 
 

@@ -75,9 +75,11 @@ class CupyDevice:
         return copy_from_gpu(owner)
 
 
-def _choose(function: str, _device: str, backend: str | None) -> Choice:
+def _choose(function: str, _device: str, backend: str | None, library: str) -> Choice:
     """Choose the kernels for every array, unless another backend is asked for."""
-    return Choice("gpu", "", ()) if backend is None else choose_backend(function, "cpu", backend)
+    if backend is None:
+        return Choice("gpu", "", ())
+    return choose_backend(function, "cpu", backend, library)
 
 
 @pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -88,9 +90,13 @@ CASES = [
      ["training: expected None or a Training, got True",
       "epsilon: expected a positive number, got 0"]),
     (nn.rcca_head, HEAD, X, {"training": nn.Training(0, dropout=1.0, momentum=1.5)}, ArgumentError,
-     ["training.generator: expected None or a numpy Generator, got 0",
+     ["training.generator: expected None or a numpy Generator, ... got 0",
       "training.dropout: expected a share, dropout below 1, got 1.0",
       "training.momentum: expected a share, dropout below 1, got 1.5"]),
+    (nn.rcca_head, HEAD, X, {"training": nn.Training(random.Random(0))}, ArgumentTypeError,
+     ["training.generator: expected None or a numpy Generator, ... random(shape) ... got Random "]),
+    (nn.rcca_head, HEAD, X, {"training": nn.Training(random)}, ArgumentTypeError,
+     ["training.generator: expected None or a numpy Generator, ... random(shape) ... got module"]),
 ]  # fmt: skip
 
 

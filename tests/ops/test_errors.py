@@ -42,7 +42,7 @@ VALID = {
 
 ANY_ARRAY = "an array of NumPy, CuPy, PyTorch, JAX or any library that speaks DLPack"
 FLOATS = "one of float16, bfloat16, float32, float64"
-BACKENDS = "None or one of ('gpu', 'cpu', 'reference')"
+BACKENDS = "None or one of ('gpu', 'cpu', 'xla', 'reference')"
 PRECISIONS = "None or one of ('ieee', 'tf32', 'tf32x3')"
 
 VALUE, TYPE, MEMORY = errors.ArgumentError, errors.ArgumentTypeError, errors.BridgeError

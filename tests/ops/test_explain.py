@@ -22,6 +22,7 @@ def test_the_text():
         "problem        float32 5x7, N = 1, heads = 2, D_qk = 4, D_v = 8",
         "               (N, C, *S), axes 0, 1, scale 1, no key mask",
         "arrays         numpy, on cpu",
+        "call           directly",
         "backend        cpu: the first that serves cpu memory",
         "algorithm      matmul along strips, merged by log-sum-exp; no attention map is kept; "
         "small images: by whole arrays, on the caller's thread",

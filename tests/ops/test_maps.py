@@ -555,7 +555,7 @@ TABLE = [
     ("attention_entropy", {"heads": 3}, VALUE,
      "q.shape[1]: expected a positive multiple of heads = 3, got 8"),
     ("attention_entropy", {"backend": "tpu"}, VALUE,
-     "backend: expected None or one of ('gpu', 'cpu', 'reference'), got 'tpu'"),
+     "backend: expected None or one of ('gpu', 'cpu', 'xla', 'reference'), got 'tpu'"),
 ]  # fmt: skip
 
 

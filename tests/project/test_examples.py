@@ -23,9 +23,9 @@ def load_example(name):
 
 
 def test_every_example_is_in_a_test():
-    """Those of CBraMod and of digits beside PyTorch."""
+    """Those of CBraMod and of digits beside PyTorch, and that of digits in JAX beside JAX."""
     names = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert names == {"cbramod", "costs", "digits", "pictures"}
+    assert names == {"cbramod", "costs", "digits", "digits_jax", "pictures"}
 
 
 def test_the_pictures_are_those_of_the_documents(tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ FOREIGN = {
 #: Where a module is named by a string: the one edge that points up, and the choice of a backend.
 IMPORTS_BY_NAME = {"dispatch.py", "ops/backends.py"}
 #: The other edge that points up, by statements: what a compiler of PyTorch's follows.
-UP = {("dispatch.py", f"crisscross.torch{name}") for name in ("", ".calls")}
+UP = {("dispatch.py", "crisscross.torch")}
 #: Of NumPy and threadpoolctl alone the oracle and the NumPy path may know; and not of kernels.
 APART = {"reference": {"cpu", "gpu", "kernels"}, "cpu": {"reference", "gpu", "kernels"}}
 

@@ -7,7 +7,17 @@ import torch
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("PyTorch sees no CUDA device")
+def device(request, monkeypatch):
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("PyTorch sees no CUDA device")
+        # Unlike its products, its convolutions of float32 may be those of TF32.
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     return request.param
+
+
+@pytest.fixture
+def nothing_compiled():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

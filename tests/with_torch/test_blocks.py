@@ -12,8 +12,8 @@ from crisscross.bridge import numpy_dtype
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 
-def to_torch(parameters):
-    return {name: torch.from_numpy(array) for name, array in parameters.items()}
+def to_torch(parameters, device):
+    return {name: torch.from_numpy(array).to(device) for name, array in parameters.items()}
 
 
 class Head(torch.nn.Module):
@@ -47,7 +47,7 @@ class Head(torch.nn.Module):
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_the_head_is_that_of_torchs_modules(dtype, training):
+def test_the_head_is_that_of_torchs_modules(dtype, training, device):
     """The same state dict in both, outputs, gradients and running statistics."""
     name = str(dtype).removeprefix("torch.")
     parameters = nn.init_rcca_head(12, classes=5, inner=8, outer=6, seed=1, gamma=0.6, dtype=name)
@@ -55,7 +55,8 @@ def test_the_head_is_that_of_torchs_modules(dtype, training):
     for key, array in parameters.items():
         if ".1." in key:
             array[...] = rng.uniform(0.5, 1.5, array.shape)
-    cca = {k.removeprefix("cca."): x for k, x in to_torch(parameters).items() if "cca" in k}
+    given = to_torch(parameters, device)
+    cca = {k.removeprefix("cca."): x for k, x in given.items() if "cca" in k}
 
     class Attend(torch.autograd.Function):
         """The block inside of autograd, by its tape."""
@@ -71,20 +72,21 @@ def test_the_head_is_that_of_torchs_modules(dtype, training):
         def backward(context, dout):
             return context.tape.pull(context.out, dout.contiguous(), context.x)
 
-    head = Head(12, 8, 6, 5, Attend.apply).to(dtype).train(training)
+    head = Head(12, 8, 6, 5, Attend.apply).to(device, dtype).train(training)
     missing, unexpected = head.load_state_dict(
-        {k: x for k, x in to_torch(parameters).items() if "cca" not in k}, strict=False
+        {k: x for k, x in given.items() if "cca" not in k}, strict=False
     )
     assert all("num_batches" in key for key in missing) and not unexpected
 
-    x = torch.from_numpy(rng.standard_normal((2, 12, 7, 9)).astype(numpy_dtype(name)))
-    dout = torch.from_numpy(rng.standard_normal((2, 5, 7, 9)).astype(numpy_dtype(name)))
+    x, dout = (
+        torch.from_numpy(rng.standard_normal(shape).astype(numpy_dtype(name))).to(device)
+        for shape in ((2, 12, 7, 9), (2, 5, 7, 9))
+    )
     leaf = x.clone().requires_grad_()
     expected = head(leaf)
     expected.backward(dout)
 
     tape = nn.Tape()
-    given = to_torch(parameters)
     found = nn.rcca_head(given, x, training=nn.Training() if training else None, tape=tape)
     out, statistics = found if training else (found, {})
     assert isinstance(out, torch.Tensor)
@@ -117,22 +119,27 @@ BLOCKS = {
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_take_tensors(name, channels_last):
+def test_blocks_take_tensors(name, channels_last, device):
     """The results of NumPy arrays, whatever the memory format."""
     run, make = BLOCKS[name]
     parameters = make()
     x = np.random.default_rng(0).standard_normal((2, 8, 5, 7)).astype(np.float32)
-    tensor = torch.from_numpy(x)
+    tensor = torch.from_numpy(x).to(device)
     if channels_last:
         tensor = tensor.contiguous(memory_format=torch.channels_last)
-    out = run(to_torch(parameters), tensor)
-    assert isinstance(out, torch.Tensor)
-    np.testing.assert_allclose(out.numpy(), run(parameters, x), 1e-5, 1e-5)
+    out = run(to_torch(parameters, device), tensor)
+    assert isinstance(out, torch.Tensor) and out.device == tensor.device
+    np.testing.assert_allclose(out.cpu().numpy(), run(parameters, x), 1e-5, 1e-5)
 
 
-def test_bfloat16_tensors():
-    parameters = {name: x.bfloat16() for name, x in to_torch(BLOCKS["criss_cross"][1]()).items()}
-    x = torch.randn(1, 8, 5, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
+def draw(*shape, device):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def test_bfloat16_tensors(device):
+    given = to_torch(BLOCKS["criss_cross"][1](), device)
+    parameters = {name: x.bfloat16() for name, x in given.items()}
+    x = draw(1, 8, 5, 7, device=device).bfloat16()
     out = nn.criss_cross_block(parameters, x, recurrence=2)
     wide = {name: array.double() for name, array in parameters.items()}
     expected = nn.criss_cross_block(wide, x.double(), recurrence=2)
@@ -140,10 +147,10 @@ def test_bfloat16_tensors():
     assert (out.double() - expected).abs().max() < 0.03 * expected.abs().max()
 
 
-def test_autocast_does_not_round_what_blocks_multiply():
+def test_autocast_does_not_round_what_blocks_multiply(device):
     """Energies of channels are sums over all positions: rounded to bfloat16 they are far off."""
-    x = torch.randn(1, 8, 30, 40, generator=torch.Generator().manual_seed(0))
-    parameters = {"gamma": torch.ones(1)}
+    x = draw(1, 8, 30, 40, device=device)
+    parameters = {"gamma": torch.ones(1, device=device)}
     expected = nn.channel_attention_block(parameters, x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         assert torch.equal(nn.channel_attention_block(parameters, x), expected)

@@ -10,7 +10,7 @@ from torch.func import grad, jvp, vmap
 
 import crisscross
 from crisscross.errors import CrissCrossError
-from crisscross.torch.operations import OPERATIONS
+from crisscross.ops.operations import OPERATIONS
 from crisscross.torch.operators import call_composite, call_operator
 
 #: Relative to the largest value.
@@ -22,9 +22,9 @@ BOUNDS = {
 }
 
 
-def draw(*shape, dtype=torch.float64, seed=0):
+def draw(*shape, device="cpu", dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
 
 def assert_close(actual, expected, dtype):
@@ -44,20 +44,21 @@ def list_attention():
             yield spatial[ndim], channel_axis, heads, axes, bool(masked)
 
 
-def make(spatial, channel_axis, masked, dtype):
+def make(spatial, channel_axis, masked, dtype, device):
     def lay(x):
         return x if channel_axis == 1 else x.movedim(1, -1).contiguous()
 
-    q, k = (lay(draw(2, 4, *spatial, dtype=dtype, seed=seed)) for seed in (0, 1))
-    v = lay(draw(2, 6, *spatial, dtype=dtype, seed=2))
+    options = {"device": device, "dtype": dtype}
+    q, k = (lay(draw(2, 4, *spatial, **options, seed=seed)) for seed in (0, 1))
+    v = lay(draw(2, 6, *spatial, **options, seed=2))
     mask = torch.rand(2, *spatial, generator=torch.Generator().manual_seed(3)) < 0.6
-    return q, k, v, mask if masked else None
+    return q, k, v, mask.to(device) if masked else None
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_attention(dtype):
+def test_attention(dtype, device):
     for spatial, channel_axis, heads, axes, masked in list_attention():
-        q, k, v, mask = make(spatial, channel_axis, masked, dtype)
+        q, k, v, mask = make(spatial, channel_axis, masked, dtype, device)
         forward = OPERATIONS["criss_cross_attention"]
         options = (0.7, heads, channel_axis, axes, None, None)
         out, lse = call_operator(forward, q, k, v, mask, *options)
@@ -70,8 +71,8 @@ def test_attention(dtype):
 
 @pytest.mark.parametrize("include_self", [True, False])
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_axial_attention(axis, include_self):
-    q, k, v, mask = make((5, 3), 1, True, torch.float64)
+def test_axial_attention(axis, include_self, device):
+    q, k, v, mask = make((5, 3), 1, True, torch.float64, device)
     forward, backward = (OPERATIONS[f"axial_attention{end}"] for end in ("", "_backward"))
     options = (0.7, 2, 1, axis, include_self, None, None)
     out, lse = call_operator(forward, q, k, v, mask, *options)
@@ -82,12 +83,13 @@ def test_axial_attention(axis, include_self):
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("size", [(40, 30), (1, 4), (3, 1), (1, 1)])
-def test_ccnets_operators(size, dtype):
+def test_ccnets_operators(size, dtype, device):
     """Of many keys: sums of 16-bit numbers are those of float32."""
-    q, k, v, dout = (draw(2, 4, *size, dtype=dtype, seed=seed) + 1 for seed in range(4))
+    options = {"device": device, "dtype": dtype}
+    q, k, v, dout = (draw(2, 4, *size, **options, seed=seed) + 1 for seed in range(4))
     energy = crisscross.ca_weight(q, k)
     attention = crisscross.ca_softmax(energy / 10)
-    denergy = draw(*energy.shape, seed=5).to(energy.dtype)
+    denergy = draw(*energy.shape, device=device, dtype=energy.dtype, seed=5)
     ported = crisscross.to_port_layout(energy, self_value=-2.0)
     for name, inputs in {
         "ca_weight": (q, k, None),
@@ -106,9 +108,9 @@ def test_ccnets_operators(size, dtype):
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_merging(dtype, channel_axis):
+def test_merging(dtype, channel_axis, device):
     """Of tensors that require grad, and of those that do not: one of them without any key."""
-    q, k, v, _ = make((5, 3), channel_axis, False, dtype)
+    q, k, v, _ = make((5, 3), channel_axis, False, dtype, device)
     options = {"heads": 2, "channel_axis": channel_axis, "return_lse": True}
     parts = [
         crisscross.axial_attention(q, k, v, axis=0, **options),
@@ -164,12 +166,21 @@ def test_wrong_calls_are_refused_as_everywhere(name):
 
 
 @pytest.mark.parametrize("transform", [push_twice, lambda f: lambda x: jvp(f, (x,), (x,))[1], vmap])
-def test_no_positions(transform):
-    q = draw(2, 1, 4, 0, 5)
+def test_no_positions(transform, device):
+    q = draw(2, 1, 4, 0, 5, device=device)
     out = transform(lambda q: crisscross.criss_cross_attention(q, q, q))(
         q if transform is vmap else q[0]
     )
     assert out.shape == (q if transform is vmap else q[0]).shape
+
+
+def test_axes_that_are_walked_through_once():
+    q = draw(1, 4, 3, 5)
+    found, expected = (
+        push_twice(lambda q, axes=axes: crisscross.criss_cross_attention(q, q, q, axes=axes))(q)
+        for axes in (iter((1,)), (1,))
+    )
+    assert torch.equal(found, expected)
 
 
 def test_a_scale_that_has_a_gradient_is_refused():
@@ -233,9 +244,9 @@ def test_the_backend_is_handed_on(monkeypatch):
     asked = []
     choose = crisscross.ops.call.choose_backend
 
-    def watch(function, device, backend):
+    def watch(function, device, backend, library):
         asked.append(backend)
-        return choose(function, device, backend)
+        return choose(function, device, backend, library)
 
     monkeypatch.setattr(crisscross.ops.call, "choose_backend", watch)
     q = draw(1, 4, 3, 5).requires_grad_()

@@ -12,7 +12,7 @@ import torch
 
 from crisscross import nn
 from crisscross.torch import RCCA
-from tests.with_torch.test_modules import CASES, FEW, assert_close, draw, fill
+from tests.with_torch.test_modules import CASES, FEW, assert_close, draw, draw_tensor, fill
 
 DIM = torch.export.Dim.DYNAMIC
 
@@ -22,10 +22,10 @@ SIZES = ((2, 5, 4), (3, 2, 7))
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_compiled(name):
+def test_compiled(name, device):
     """One graph for all sizes; outputs and gradients are those of eager calls."""
     case = CASES[name]
-    module = fill(case.make()).train()
+    module = fill(case.make(), device=device).train()
     eager = copy.deepcopy(module)
     torch.compiler.reset()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -35,30 +35,28 @@ def test_compiled(name):
             results = []
             for each in (compiled, eager):
                 each.zero_grad()
-                tensor = torch.from_numpy(x).requires_grad_()
+                tensor = torch.from_numpy(x).to(device).requires_grad_()
                 out = each(tensor)
                 out.sin().sum().backward()
                 gradients = [tensor.grad, *(p.grad for p in each.parameters())]
                 results.append([out.detach(), *gradients])
         for one, other in zip(*results, strict=True):
-            assert_close(one, other.numpy())
+            assert_close(one, other)
     for one, other in zip(module.buffers(), eager.buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_exported(name):
+def test_exported(name, device):
     """A program for all sizes; its state dict has the names of the module."""
     case = CASES[name]
-    module = fill(case.make())
-    (x,) = draw((SIZES[0][0], case.shape[1], *SIZES[0][1:]))
-    program = torch.export.export(
-        module, (torch.from_numpy(x),), dynamic_shapes=({0: DIM, 2: DIM, 3: DIM},)
-    )
+    module = fill(case.make(), device=device)
+    x = draw_tensor((SIZES[0][0], case.shape[1], *SIZES[0][1:]), device)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: DIM, 2: DIM, 3: DIM},))
     assert program.state_dict.keys() == module.state_dict().keys()
     for n, *spatial in SIZES:
-        (x,) = map(torch.from_numpy, draw((n, case.shape[1], *spatial)))
-        assert_close(program.module()(x), module(x).detach().numpy())
+        x = draw_tensor((n, case.shape[1], *spatial), device)
+        assert_close(program.module()(x), module(x))
 
 
 # ONNX
@@ -127,36 +125,36 @@ def assert_runs(session, module, *tensors):
     np.testing.assert_allclose(out, expected, rtol=0, atol=bound)
 
 
-def draw_tensor(*shape):
-    return torch.from_numpy(draw(shape)[0]).float()
+def draw_floats(*shape):
+    return draw_tensor(shape, "cpu").float()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_module_runs_at_every_size(name):
     case = CASES[name]
     module = fill(case.make()).float()
-    session = start(export(module, draw_tensor(2, case.shape[1], 4, 5)))
+    session = start(export(module, draw_floats(2, case.shape[1], 4, 5)))
     for n, *spatial in OTHER_SIZES:
-        assert_runs(session, module, draw_tensor(n, case.shape[1], *spatial))
+        assert_runs(session, module, draw_floats(n, case.shape[1], *spatial))
 
 
 def test_three_spatial_axes():
     module = fill(CASES["criss-cross, 3-D"].make()).float()
-    session = start(export(module, draw_tensor(2, 8, 4, 5, 3)))
+    session = start(export(module, draw_floats(2, 8, 4, 5, 3)))
     for shape in ((3, 8, 7, 4, 2), (1, 8, 2, 1, 5)):
-        assert_runs(session, module, draw_tensor(*shape))
+        assert_runs(session, module, draw_floats(*shape))
 
 
 def test_a_mask():
     """As a second input; whoever sees no key becomes what x is."""
     module = fill(CASES["criss-cross, heads"].make()).float()
     masks = [torch.from_numpy(np.random.default_rng(2).random((2, 4, 5)) < 0.6)]
-    session = start(export(module, draw_tensor(2, 8, 4, 5), *masks, names=("x", "key_mask")))
+    session = start(export(module, draw_floats(2, 8, 4, 5), *masks, names=("x", "key_mask")))
     for n, *spatial in OTHER_SIZES:
         mask = np.random.default_rng(n).random((n, *spatial)) < 0.3
-        assert_runs(session, module, draw_tensor(n, 8, *spatial), torch.from_numpy(mask))
+        assert_runs(session, module, draw_floats(n, 8, *spatial), torch.from_numpy(mask))
     nothing = torch.zeros(1, 3, 4, dtype=torch.bool)
-    x = draw_tensor(1, 8, 3, 4)
+    x = draw_floats(1, 8, 3, 4)
     assert_runs(session, module, x, nothing)
     (out,) = session.run(["out"], {"x": x.numpy(), "key_mask": nothing.numpy()})
     np.testing.assert_array_equal(out, x.numpy())
@@ -170,15 +168,15 @@ def test_a_head_from_a_checkpoint(tmp_path):
     module.load_state_dict(nn.from_ccnet(state), strict=True)
     module.eval()
     before = {name: x.clone() for name, x in module.state_dict().items()}
-    program, path = export(module, draw_tensor(2, 8, 4, 5)), tmp_path / "head.onnx"
+    program, path = export(module, draw_floats(2, 8, 4, 5)), tmp_path / "head.onnx"
     assert_plain(program.model_proto)
     program.save(path)
     kept = {each.name for each in program.model_proto.graph.initializer}
     assert {"cca.query_conv.weight", "cca.gamma", "bottleneck.3.weight"} <= kept
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for n, *spatial in OTHER_SIZES:
-        assert_runs(session, module, draw_tensor(n, 8, *spatial))
+        assert_runs(session, module, draw_floats(n, 8, *spatial))
     assert not module.training
     assert all(torch.equal(x, before[name]) for name, x in module.state_dict().items())
-    module(draw_tensor(2, 8, 4, 5)).sum().backward()
+    module(draw_floats(2, 8, 4, 5)).sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import crisscross
+from crisscross.ops.operations import OPERATIONS
 from crisscross.torch import CrissCrossAttention
-from crisscross.torch.operations import OPERATIONS
 from crisscross.torch.operators import call_operator
 
 # PyTorch's checks load deprecated parts of PyTorch.

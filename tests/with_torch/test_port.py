@@ -26,7 +26,7 @@ from crisscross.torch import (
 from tests.nn.test_checkpoints import BLOCKS, ORIGINALS
 from tests.nn.test_checkpoints import read_state as read_original
 from tests.nn.test_checkpoints_of_relatives import Channel, NonLocal, Position
-from tests.with_torch.test_modules import assert_close, draw, fill, read_state
+from tests.with_torch.test_modules import assert_close, draw, draw_tensor, fill, read_state
 
 CHANNELS, INNER, OUTER, CLASSES = 16, 8, 5, 3
 
@@ -107,9 +107,9 @@ class HeadOfCCNet(torch.nn.Module):
         return self.bottleneck(torch.cat([x, features], 1))
 
 
-def make_head(state, **options):
+def make_head(state, device, **options):
     """Make our head, of that state dict."""
-    module = RCCA(CHANNELS, OUTER, CLASSES, inner=INNER, **options).double().eval()
+    module = RCCA(CHANNELS, OUTER, CLASSES, inner=INNER, **options).to(device).double().eval()
     module.load_state_dict(state, strict=True)
     return module
 
@@ -119,19 +119,19 @@ def differentiate(module, x):
     x = x.clone().requires_grad_()
     named = dict(module.named_parameters())
     out = module(x)
-    dout = torch.from_numpy(draw(out.shape)[0])
+    dout = draw_tensor(out.shape, x.device)
     found = torch.autograd.grad(out, [x, *named.values()], dout)
     return out.detach(), dict(zip(["x", *named], found, strict=True))
 
 
-def assert_same(ours, theirs, shape):
+def assert_same(ours, theirs, shape, device):
     """Hold outputs and gradients of one module to those of another, to 1e-12."""
-    (x,) = map(torch.from_numpy, draw(shape))
+    x = draw_tensor(shape, device)
     (out, found), (expected, gradients) = differentiate(ours, x), differentiate(theirs, x)
-    assert_close(out, expected.numpy())
+    assert_close(out, expected)
     assert found.keys() == gradients.keys()
     for name, gradient in found.items():
-        assert_close(gradient, gradients[name].numpy(), name)
+        assert_close(gradient, gradients[name], name)
 
 
 # Code: one import
@@ -160,21 +160,21 @@ SHAPES = [(2, 16, 5, 7), (1, 16, 6, 2), (2, 16, 1, 5), (2, 16, 3, 1), (1, 16, 1,
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", [OfCCNet, CCNetStyle, WithNames])
-def test_code_of_ccnet_computes_what_the_module_does(kind, shape):
-    theirs = fill(kind(16))
-    ours = CrissCrossAttention(16).double()
+def test_code_of_ccnet_computes_what_the_module_does(kind, shape, device):
+    theirs = fill(kind(16), device=device)
+    ours = CrissCrossAttention(16).double().to(device)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    assert_same(ours, theirs, shape)
+    assert_same(ours, theirs, shape, device)
 
 
-def test_ported_code_trains_and_compiles():
+def test_ported_code_trains_and_compiles(device):
     """A step of each optimiser goes the same way; the compiled one is one graph."""
-    ported = fill(CCNetStyle(16)).train()
-    ours = CrissCrossAttention(16).double()
+    ported = fill(CCNetStyle(16), device=device).train()
+    ours = CrissCrossAttention(16).double().to(device)
     ours.load_state_dict(ported.state_dict(), strict=True)
     torch.compiler.reset()
     steps = {}
-    (x,) = map(torch.from_numpy, draw((2, 16, 5, 3)))
+    x = draw_tensor((2, 16, 5, 3), device)
     for name, module in {"ported": ported, "ours": ours, "compiled": copy.deepcopy(ported)}.items():
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         run = compiled if name == "compiled" else module
@@ -192,53 +192,53 @@ def test_ported_code_trains_and_compiles():
 # Checkpoints
 
 
-def test_a_state_dict_of_ccnets_attention():
+def test_a_state_dict_of_ccnets_attention(device):
     """As it is, and as the converter gives it; the names and shapes are the same both ways."""
-    theirs = fill(OfCCNet(16))
+    theirs = fill(OfCCNet(16), device=device)
     state = theirs.state_dict()
     for loaded in (state, nn.from_ccnet(state), {**state}):
-        ours = CrissCrossAttention(16, recurrence=2).double()
+        ours = CrissCrossAttention(16, recurrence=2).double().to(device)
         ours.load_state_dict(loaded, strict=True)
-        (x,) = map(torch.from_numpy, draw((2, 16, 3, 5)))
-        assert_close(ours(x), theirs(theirs(x)).detach().numpy())
+        x = draw_tensor((2, 16, 3, 5), device)
+        assert_close(ours(x), theirs(theirs(x)))
         OfCCNet(16).load_state_dict(ours.state_dict(), strict=True)
 
 
 @pytest.mark.parametrize("negative", [False, True])
-def test_a_state_dict_of_ccnets_head(negative):
+def test_a_state_dict_of_ccnets_head(negative, device):
     """By `from_ccnet`, to the last digit; as it is, but for what InPlaceABN does to weights."""
-    theirs = fill(HeadOfCCNet())
+    theirs = fill(HeadOfCCNet(), device=device)
     state = theirs.state_dict()
     for name, weight in state.items():
         if name.endswith(".1.weight") and not negative:
             weight.abs_()
     assert not any("num_batches" in name for name in state)
-    (x,) = map(torch.from_numpy, draw((2, CHANNELS, 4, 5)))
-    expected = theirs(x).detach().numpy()
-    ours = make_head(nn.from_ccnet(state))
+    x = draw_tensor((2, CHANNELS, 4, 5), device)
+    expected = theirs(x)
+    ours = make_head(nn.from_ccnet(state), device)
     assert_close(ours(x), expected)
     assert ours.conva[1].num_batches_tracked == 0
-    error = abs(make_head(state)(x).detach().numpy() - expected).max() / abs(expected).max()
+    error = (make_head(state, device)(x) - expected).abs().max() / expected.abs().max()
     assert (error > 0.01) if negative else (error < 1e-3)
     # A whole network, which was trained in parallel.
     whole = {f"module.head.{name}": each for name, each in state.items()}
     whole["module.layer4.0.conv1.weight"] = torch.ones(3)
-    assert torch.equal(make_head(nn.from_ccnet(whole))(x), ours(x))
+    assert torch.equal(make_head(nn.from_ccnet(whole), device)(x), ours(x))
 
 
-def test_training_goes_on_as_ccnets_head_would():
+def test_training_goes_on_as_ccnets_head_would(device):
     """Outputs, gradients and running statistics in training, from a checkpoint."""
-    theirs = fill(HeadOfCCNet()).train()
-    ours = make_head(nn.from_ccnet(theirs.state_dict()), dropout=0.0).train()
+    theirs = fill(HeadOfCCNet(), device=device).train()
+    ours = make_head(nn.from_ccnet(theirs.state_dict()), device, dropout=0.0).train()
     theirs.bottleneck[2].p = 0.0
-    (x,) = map(torch.from_numpy, draw((2, CHANNELS, 4, 5)))
+    x = draw_tensor((2, CHANNELS, 4, 5), device)
     (out, found), (expected, gradients) = differentiate(ours, x), differentiate(theirs, x)
-    assert_close(out, expected.numpy())
+    assert_close(out, expected)
     signs = {name: x.sign() for name, x in theirs.state_dict().items() if ".1.weight" in name}
     for name, gradient in found.items():
-        assert_close(gradient, (signs.get(name, 1) * gradients[name]).numpy(), name)
+        assert_close(gradient, signs.get(name, 1) * gradients[name], name)
     for name, buffer in theirs.named_buffers():
-        assert_close(ours.get_buffer(name), buffer.numpy(), name)
+        assert_close(ours.get_buffer(name), buffer, name)
 
 
 @pytest.mark.parametrize("library", ORIGINALS)
@@ -246,9 +246,9 @@ def test_heads_of_others(library):
     """mmsegmentation's and PaddleSeg's, and CCNet's first names."""
     theirs, convert, options, _ = ORIGINALS[library]
     state = {name: torch.from_numpy(x) for name, x in read_original(theirs, library).items()}
-    ours = make_head(convert(state), reduction=4, **options)
+    ours = make_head(convert(state), "cpu", reduction=4, **options)
     (x,) = map(torch.from_numpy, draw((2, CHANNELS, 4, 5)))
-    assert_close(ours(x), theirs(x).detach().numpy())
+    assert_close(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("library", BLOCKS)
@@ -258,26 +258,27 @@ def test_blocks_of_others(library):
     ours = CrissCrossAttention(INNER, 4).double()
     ours.load_state_dict(convert(state), strict=True)
     (x,) = map(torch.from_numpy, draw((2, INNER, 4, 5)))
-    assert_close(ours(x), theirs(x).detach().numpy())
+    assert_close(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("mode", ["embedded_gaussian", "dot_product"])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-def test_non_local_of_mmcv(ndim, norm, mode):
-    theirs = fill(NonLocal(ndim, norm, True, mode))
-    ours = NonLocalBlock(8, mode=mode, scale=4**-0.5, spatial_ndim=ndim).double()
+def test_non_local_of_mmcv(ndim, norm, mode, device):
+    theirs = fill(NonLocal(ndim, norm, True, mode), device=device)
+    ours = NonLocalBlock(8, mode=mode, scale=4**-0.5, spatial_ndim=ndim).double().to(device)
     ours.load_state_dict(nn.from_mmcv(theirs.state_dict(), epsilon=1e-3), strict=True)
-    (x,) = map(torch.from_numpy, draw((2, 8, 3, 5, 2)[: ndim + 2]))
-    assert_close(ours(x), theirs(x).detach().numpy())
+    x = draw_tensor((2, 8, 3, 5, 2)[: ndim + 2], device)
+    assert_close(ours(x), theirs(x))
 
 
-def test_danet_of_mmsegmentation():
+def test_danet_of_mmsegmentation(device):
     pairs = [(Position(), PositionAttention(8, 2)), (Channel(), ChannelAttention(8))]
-    (x,) = map(torch.from_numpy, draw((2, 8, 4, 5)))
+    x = draw_tensor((2, 8, 4, 5), device)
     for theirs, ours in pairs:
-        ours.double().load_state_dict(nn.from_mmcv(fill(theirs).state_dict()), strict=True)
-        assert_close(ours(x), theirs(x).detach().numpy())
+        state = fill(theirs, device=device).state_dict()
+        ours.double().to(device).load_state_dict(nn.from_mmcv(state), strict=True)
+        assert_close(ours(x), theirs(x))
 
 
 # Files, and from the functions' parameters to modules and back
@@ -386,10 +387,10 @@ def test_modules_begin_as_pytorch_and_the_functions_do(ndim):
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if "head" not in name])
-def test_in_the_beginning_x_is_returned(name):
+def test_in_the_beginning_x_is_returned(name, device):
     """gamma is 0, or W; and what is trained first is that."""
-    module = KINDS[name][0]().double()
-    (x,) = map(torch.from_numpy, draw((2, 8, 3, 5)))
+    module = KINDS[name][0]().double().to(device)
+    x = draw_tensor((2, 8, 3, 5), device)
     assert torch.equal(module(x), x)
     _, gradients = differentiate(module, x)
     first = {each for each, x in gradients.items() if each != "x" and bool(x.any())}

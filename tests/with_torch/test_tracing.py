@@ -1,4 +1,4 @@
-"""Compilers, exporters and tracers: one graph, of our operators; and the way that a call takes."""
+"""Compilers, exporters and tracers: one graph, of our operators."""
 
 from __future__ import annotations
 
@@ -10,25 +10,19 @@ import pytest
 import torch
 from functorch.compile import aot_function, make_boxed_func
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import forward_ad
 from torch.export import Dim
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import crisscross
-from crisscross.torch import CrissCrossAttention, calls
-from crisscross.torch.calls import Route, find_route
+from crisscross.ops.backends import BACKENDS
+from crisscross.torch import CrissCrossAttention
 
-# Compilers load deprecated parts of PyTorch.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = [
+    pytest.mark.usefixtures("nothing_compiled"),
+    # Compilers load deprecated parts of PyTorch.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 
 def draw(*shapes, device="cpu", dtype=torch.float64, seed=0):
@@ -133,23 +127,41 @@ def test_compile_of_others(name, device):
     assert_equal(compiled(*inputs, mask), OTHERS[name](*inputs, mask))
 
 
-TRANSFORMS = {
-    "grad": lambda f: grad(f, (0, 1, 2)),
-    "jacfwd": lambda f: jacfwd(f, (0, 1, 2)),
-    "jacrev": lambda f: jacrev(f, (0, 1, 2)),
-    "jvp": lambda f: lambda *x: jvp(f, x, x)[1],
-    "vmap": lambda f: vmap(lambda *x: f(*(y[None] for y in x))),
-    "hessian": hessian,
+#: Functions of q and options, with the options of several calls.
+OPTIONS = {
+    "heads and scale": (
+        lambda q, heads, scale: crisscross.criss_cross_attention(q, q, q, heads=heads, scale=scale),
+        [(2, 0.5), (4, 0.25), (1, 2)],
+    ),
+    "axes and channel_axis": (
+        lambda q, axes, channel_axis: crisscross.criss_cross_attention(
+            q, q, q, axes=axes, channel_axis=channel_axis
+        ),
+        [((0,), 1), ((-1,), -1), ((1, 0), 1)],
+    ),
+    "axis": (lambda q, axis: crisscross.axial_attention(q, q, q, axis=axis), [(0,), (1,), (-1,)]),
+    "axis of a gradient": (
+        lambda q, axis: grad(lambda q: crisscross.axial_attention(q, q, q, axis=axis).sin().sum())(
+            q
+        ),
+        [(0,), (1,), (-1,)],
+    ),
+    "channel_axis of parts": (
+        lambda q, axis: crisscross.merge_attentions([q, -q], [q[:, :2]] * 2, channel_axis=axis)[0],
+        [(1,), (-1,)],
+    ),
 }
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS)
-def test_compile_of_transforms(transform, device):
-    """Where compiler and transforms meet, derivatives could be dropped without a word."""
-    inputs = draw(*[(1, 2, 2, 3)] * 3, device=device)
-    run = TRANSFORMS[transform](find_loss)
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    assert_equal(compiled(*inputs), run(*inputs))
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_that_the_compiler_takes_for_sizes(name, dynamic, device):
+    """A number that is an argument is a symbol, at once or as soon as it changes."""
+    run, calls = OPTIONS[name]
+    (q,) = draw((2, 4, 4, 4), device=device)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for options in calls:
+        assert_equal(compiled(q, *options), run(q, *options))
 
 
 def find_message(function, *args):
@@ -161,7 +173,7 @@ def find_message(function, *args):
 WRONG = {
     "heads": ({"heads": 3}, "expected a positive multiple of heads = 3, got 4"),
     "axes": ({"axes": (5,)}, r"axes: expected a spatial axis in [-2, 2), got 5"),
-    "backend": ({"backend": "tpu"}, "expected None or one of ('gpu', 'cpu', 'reference')"),
+    "backend": ({"backend": "tpu"}, f"expected None or one of {BACKENDS}"),
     "precision": ({"precision": "fp8"}, "precision: expected None or one of"),
 }
 
@@ -256,137 +268,6 @@ def test_the_old_tracer(device):
         traced = torch.jit.trace(attend_and_more, draw(*[SHAPES[0]] * 3, device=device))
     for shape in SHAPES:
         check_gradients(traced, attend_and_more, draw(*[shape] * 3, device=device))
-
-
-# The way that a call takes
-
-
-@pytest.fixture
-def routes(monkeypatch):
-    """The ways that the calls of a test took."""
-    found = []
-
-    def find(tensors):
-        found.append(find_route(tensors))
-        return found[-1]
-
-    monkeypatch.setattr(calls, "find_route", find)
-    return found
-
-
-class Mine(torch.Tensor):
-    pass
-
-
-def run_grad(*x):
-    return grad(find_loss)(*x)
-
-
-def run_vmap(*x):
-    return vmap(attend)(*(y[None] for y in x))
-
-
-def run_dual(*x):
-    with forward_ad.dual_level():
-        return attend(forward_ad.make_dual(x[0], x[0]), *x[1:])
-
-
-def run_without_tangent(*x):
-    with forward_ad.dual_level():
-        return attend(*x)
-
-
-def run_traced(*x):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.trace(attend_and_more, x, check_trace=False)
-
-
-def run_fake(*x):
-    with FakeTensorMode() as mode:
-        return attend(*map(mode.from_tensor, x))
-
-
-def run_unrecorded(*x):
-    with torch.no_grad():
-        return attend(*require_grad(x))
-
-
-def run_inference(*x):
-    with torch.inference_mode():
-        return attend(*x)
-
-
-ROUTES = {
-    "plain": (attend, Route.PLAIN),
-    "parameters that need no gradient": (
-        lambda *x: attend(*(torch.nn.Parameter(y, requires_grad=False) for y in x)),
-        Route.PLAIN,
-    ),
-    "gradients that nobody records": (run_unrecorded, Route.PLAIN),
-    "inference": (run_inference, Route.PLAIN),
-    "gradients": (lambda *x: attend(*require_grad(x)), Route.OPERATOR),
-    "a gradient": (lambda q, k, v: attend(q, k, *require_grad([v])), Route.OPERATOR),
-    "parameters": (lambda *x: attend(*map(torch.nn.Parameter, x)), Route.OPERATOR),
-    "a subclass": (lambda q, k, v: attend(q.as_subclass(Mine), k, v), Route.OPERATOR),
-    "a lazy sign": (lambda q, k, v: attend(torch._neg_view(q), k, v), Route.OPERATOR),
-    "fakes": (run_fake, Route.OPERATOR),
-    "make_fx": (make_fx(attend), Route.OPERATOR),
-    "torch.jit.trace": (run_traced, Route.OPERATOR),
-    "grad": (run_grad, Route.FUNCTION),
-    "vmap": (run_vmap, Route.FUNCTION),
-    "jvp": (lambda *x: jvp(attend, x, x), Route.FUNCTION),
-    "a dual tensor": (run_dual, Route.FUNCTION),
-    "a level of dual tensors": (run_without_tangent, Route.FUNCTION),
-    "make_fx of grad": (lambda *x: make_fx(run_grad)(*x), Route.FUNCTION),
-    "make_fx of jvp": (lambda *x: make_fx(lambda *y: jvp(attend, y, y))(*x), Route.COMPOSITE),
-    "jvp of jvp": (
-        lambda *x: jvp(lambda *y: jvp(find_loss, y, x)[1], x, x),
-        Route.COMPOSITE,
-    ),
-    "a sparse tensor": (lambda q, k, v: attend(q.to_sparse(), k, v), Route.REFUSED),
-    "a meta tensor": (lambda q, k, v: attend(q.to("meta"), k, v), Route.REFUSED),
-}
-
-
-@pytest.mark.parametrize("state", ROUTES)
-def test_routes(state, routes):
-    run, expected = ROUTES[state]
-    inputs = draw(*[(1, 2, 2, 3)] * 3)
-    if expected is Route.REFUSED:
-        with pytest.raises(crisscross.CrissCrossError):
-            run(*inputs)
-    else:
-        run(*inputs)
-    assert routes and {*routes} == {expected}
-
-
-def find_number(x):
-    """The route as a number, which compilers can tell."""
-    return 0 * x.sum() + find_route([x]).value
-
-
-@pytest.mark.parametrize("transform", ["none", "grad", "vmap", "jvp"])
-def test_routes_under_compile(transform):
-    """What the compiler finds while it traces is what it compiles."""
-    run = {
-        "none": find_number,
-        "grad": lambda x: grad(lambda y: y.sum() * find_number(y).detach())(x).mean(),
-        "vmap": lambda x: vmap(find_number)(x).mean(),
-        "jvp": lambda x: jvp(find_number, (x,), (x,))[0],
-    }[transform]
-    found = torch.compile(run, fullgraph=True, backend="eager")(torch.ones(2, 3))
-    assert Route(int(found)) is (Route.OPERATOR if transform == "none" else Route.COMPOSITE)
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_routes_under_export(strict):
-    class Module(torch.nn.Module):
-        def forward(self, x):
-            return find_number(x)
-
-    program = torch.export.export(Module(), (torch.ones(2),), strict=strict)
-    assert Route(int(program.module()(torch.ones(2)))) is Route.OPERATOR
 
 
 def test_compile_is_what_comes_first(run_python):

@@ -1,4 +1,4 @@
-"""What there is to differentiate: the tensors, options and outputs of each function."""
+"""The functions as operations of a library that differentiates: tensors, options and outputs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ _OPTIONAL = ("key_mask", "dlse")
 
 
 class Operation(NamedTuple):
-    """A public function as an operator of PyTorch.
+    """A public function as an operation of a library's own: an operator of PyTorch, say.
 
     Attributes
     ----------
     name
-        Of the function, of the operator, and of the composite that does the same.
+        Of the function, of the operation, and of what does the same in the library's own words.
     tensors
         Its tensors by name, in order; `key_mask` and `dlse` may be None.
     options
-        What else it takes, in order, each with its type in the operator's schema.
+        What else it takes, in order, each with its type in the words of PyTorch's schemas.
     outputs
         What it returns.
     wrt
         The tensors that have gradients.
     gradients
         The function that gives them. It takes tensors, outputs, and gradients of outputs, which
-        have a d in front. None where the composite is differentiated.
+        have a d in front. None where what does the same is differentiated.
     cast
         Tensors that autocast casts.
+    method
+        The function of a backend that fills the outputs.
     """
 
     name: str
@@ -37,13 +39,7 @@ class Operation(NamedTuple):
     wrt: tuple[str, ...]
     gradients: str | None = None
     cast: tuple[str, ...] = ()
-
-    def schema(self) -> str:
-        tensors = [f"Tensor{'?' * is_optional(name)} {name}" for name in self.tensors]
-        options = [f"{kind} {name}" for name, kind in self.options.items()]
-        returns = ", ".join(["Tensor"] * len(self.outputs))
-        returns = f"({returns})" if len(self.outputs) > 1 else returns
-        return f"{self.name}({', '.join([*tensors, *options])}) -> {returns}"
+    method: str = ""
 
 
 def is_optional(name: str) -> bool:
@@ -63,8 +59,24 @@ def _describe_attention(name: str, options: Mapping[str, str]) -> tuple[Operatio
     given = ("dout", *qkv, "out", "lse", "dlse")
     backward = f"{name}_backward"
     return (
-        Operation(name, (*qkv, "key_mask"), options, ("out", "lse"), qkv, backward, qkv),
-        Operation(backward, (*given, "key_mask"), options, ("dq", "dk", "dv"), given),
+        Operation(
+            name,
+            (*qkv, "key_mask"),
+            options,
+            ("out", "lse"),
+            qkv,
+            backward,
+            qkv,
+            method="attention_forward",
+        ),
+        Operation(
+            backward,
+            (*given, "key_mask"),
+            options,
+            ("dq", "dk", "dv"),
+            given,
+            method="attention_backward",
+        ),
     )
 
 
@@ -77,9 +89,10 @@ def _describe_ccnet(
 ) -> tuple[Operation, Operation]:
     """Describe one of CCNet's operators, and its backward, of so many tensors."""
     gradients = tuple(f"d{each}" for each in tensors)
+    pull = f"{name}_backward"
     return (
-        Operation(name, tensors, _BACKEND, (output,), tensors, f"{name}_backward", cast),
-        Operation(f"{name}_backward", backward, _BACKEND, gradients, backward),
+        Operation(name, tensors, _BACKEND, (output,), tensors, pull, cast, method=name),
+        Operation(pull, backward, _BACKEND, gradients, backward, method=pull),
     )
 
 
@@ -97,7 +110,15 @@ OPERATIONS = {
             {"self_value": "float", **_BACKEND},
             ("ported",),
             ("weights",),
+            method="to_port_layout",
         ),
-        Operation("from_port_layout", ("ported",), _BACKEND, ("weights",), ("ported",)),
+        Operation(
+            "from_port_layout",
+            ("ported",),
+            _BACKEND,
+            ("weights",),
+            ("ported",),
+            method="from_port_layout",
+        ),
     )
 }

@@ -1,0 +1,106 @@
+"""Calls of public functions on JAX arrays: traced ones become tasks of what XLA compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from crisscross.errors import ArgumentError, ArgumentTypeError, BridgeError, raise_mismatches
+from crisscross.jax import forms
+from crisscross.jax.adapter import is_about_tracing
+from crisscross.jax.derivatives import differentiate
+from crisscross.jax.platforms import list_served
+from crisscross.jax.task import Task
+from crisscross.jax.varying import vary_alike
+from crisscross.ops.arguments import bind, check
+from crisscross.ops.backends import Choice
+from crisscross.ops.merge import check_merge
+from crisscross.ops.operations import OPERATIONS
+from crisscross.ops.routing import Way
+from crisscross.problem import AttentionProblem
+
+
+def call(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
+    """Call a public function of that kind; `function` itself knows plain arrays alone."""
+    if function.__name__ == "merge_attentions":
+        return _merge(function, args, given)
+    return call_operation(function, args, given)
+
+
+def call_operation(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    given: Mapping[str, Any],
+    forward_mode: bool = False,
+) -> Any:
+    """Call a function that is one of `OPERATIONS`."""
+    operation = OPERATIONS[function.__name__]
+    values = bind(operation, args, given, jax.Array)
+    if values is None:
+        return _refuse(function, args, given)
+    arrays = [values[name] for name in operation.tensors]
+    if not (forward_mode or _needs_xla(arrays, values["backend"])):
+        return function(**values)
+    _, problem = check(operation, values)
+    further = tuple((name, values[name]) for name in ("self_value",) if name in values)
+    task = Task(operation.name, problem, values["backend"], further, forward_mode)
+    results = differentiate(task)(*vary_alike(arrays))
+    if len(results) == 1 or ("lse" in operation.outputs and not values["return_lse"]):
+        return results[0]
+    return results
+
+
+def _needs_xla(arrays: Iterable[Any], backend: str | None) -> bool:
+    """Say whether arrays are traced, or where no backend of our own is, or XLA was asked for."""
+    given = [x for x in arrays if x is not None]
+    if backend == "xla" or any(isinstance(x, jax.core.Tracer) for x in given):
+        return True
+    platforms = {device.platform for x in given if not x.is_deleted() for device in x.devices()}
+    return backend is None and not platforms <= {"cpu", "cuda", "gpu"}
+
+
+def _refuse(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
+    """Let the function name what is wrong, which is not that arrays are traced."""
+    try:
+        return function(*args, **given)
+    except (ArgumentError, ArgumentTypeError, BridgeError) as error:
+        found = error
+    wrong = [mismatch for mismatch in found.mismatches if not is_about_tracing(mismatch)]
+    raise_mismatches(found.function, wrong)
+    raise found
+
+
+def find_way(arrays: Iterable[Any], problem: AttentionProblem, backend: str | None) -> Way:
+    """Say how `criss_cross_attention` would be called with these arrays."""
+    if not any(isinstance(x, jax.core.Tracer) for x in arrays):
+        if not _needs_xla(arrays, backend):
+            return Way("directly: arrays with memory, outside of jit, grad and vmap")
+        return Way("by XLA, which compiles it")
+    task = Task("criss_cross_attention", problem, backend)
+    served = list_served(task)
+    platform = jax.default_backend()
+    platform = "cuda" if platform == "gpu" else platform
+    told = ", ".join(f"{name} on {where}" for where, name in served.items())
+    others = "XLA elsewhere" if backend in (None, "xla") else "nothing elsewhere"
+    words = f"traced; when it is compiled, by platform: {', '.join(filter(None, (told, others)))}"
+    device = {"cpu": "cpu", "cuda": "cuda:0"}.get(platform, f"{platform}:0")
+    chosen = served.get(platform, "xla" if backend in (None, "xla") else None)
+    if chosen is None:
+        return Way(words, device)
+    reason = f"serves {platform}, the default platform of JAX"
+    return Way(words, device, Choice(chosen, reason, ()))
+
+
+def _merge(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
+    """Merge in plain JAX what is traced: it is arithmetic, which XLA puts together with others."""
+    values = {**dict(zip(("outs", "lses"), args, strict=False)), **given}
+    outs, lses = values.get("outs"), values.get("lses")
+    parts = [x for each in (outs, lses) if isinstance(each, list | tuple) for x in each]
+    backend, channel_axis = values.get("backend"), values.get("channel_axis", 1)
+    are_arrays = len(args) <= 2 and all(isinstance(x, jax.Array) for x in parts)
+    if not are_arrays or not _needs_xla(parts, backend):
+        return _refuse(function, args, given)
+    _, problem = check_merge(outs, lses, channel_axis, backend, shares=False)
+    return forms.merge_outputs(problem, [*parts[: problem.parts]], [*parts[problem.parts :]])

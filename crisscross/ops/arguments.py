@@ -1,0 +1,147 @@
+"""Arguments of a call that the arrays' library makes: put in order, and checked as ever."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from crisscross.ops import attention, ccnet
+from crisscross.ops.call import Call
+from crisscross.ops.operations import OPERATIONS, Operation, is_optional
+from crisscross.problem import (
+    AttentionProblem,
+    Findings,
+    MapProblem,
+    attention_problem,
+    features_problem,
+    map_problem,
+)
+from crisscross.problem.findings import describe_value
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    name: getattr(attention, name, None) or getattr(ccnet, name) for name in OPERATIONS
+}
+_SIGNATURES = {name: inspect.signature(each).parameters for name, each in FUNCTIONS.items()}
+_DEFAULTS = {
+    name: {each.name: each.default for each in parameters.values()}
+    for name, parameters in _SIGNATURES.items()
+}
+_POSITIONAL = {
+    name: [each.name for each in parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    for name, parameters in _SIGNATURES.items()
+}
+
+
+def bind(
+    operation: Operation, args: tuple[Any, ...], given: Mapping[str, Any], array_type: type
+) -> dict[str, Any] | None:
+    """Return all arguments by name, options read; None if the function would refuse one unread.
+
+    What they are in themselves is asked here alone: whether arrays fit each other is not.
+    """
+    name = operation.name
+    positional = _POSITIONAL[name]
+    values = {**_DEFAULTS[name], **dict(zip(positional, args, strict=False)), **given}
+    fits = (
+        len(args) <= len(positional)
+        and not any(each in given for each in positional[: len(args)])
+        and all(each in _DEFAULTS[name] for each in given)
+        and all(_may_be(values[each], array_type) for each in operation.tensors)
+        and isinstance(given.get("return_lse", False), bool)
+    )
+    if not fits:
+        return None
+    findings = Findings(name)
+    for each in operation.options:
+        values[each] = _READERS[each](findings, each, values[each])
+    return None if findings.mismatches else values
+
+
+def _may_be(value: Any, array_type: type) -> bool:
+    return value is None or isinstance(value, array_type)
+
+
+def _read_axes(findings: Findings, name: str, axes: Any) -> list[int | None] | None:
+    if axes is None:
+        return None
+    if isinstance(axes, str | bytes | Mapping) or not isinstance(axes, Iterable):
+        findings.add(name, "None or a tuple of integers", describe_value(axes))
+        return None
+    return [_read_integer(findings, name, axis) for axis in axes]
+
+
+def _read_integer(findings: Findings, name: str, value: Any) -> int | None:
+    return findings.check_integer(name, find_number(value))
+
+
+def find_number(value: Any) -> Any:
+    """Return the number that a compiler's symbol stands for now: options are no sizes."""
+    return operator.index(value) if type(value) is int else value
+
+
+def _read_word(findings: Findings, name: str, word: Any) -> str | None:
+    if word is None or isinstance(word, str):
+        return word
+    findings.add(name, "None or a word", describe_value(word))
+    return None
+
+
+#: By the checks of the functions themselves, so that what these take is not refused, nor otherwise.
+_READERS: Mapping[str, Callable[[Findings, str, Any], Any]] = {
+    "scale": Findings.check_real,
+    "self_value": Findings.check_real,
+    "heads": _read_integer,
+    "axis": _read_integer,
+    "channel_axis": _read_integer,
+    "axes": _read_axes,
+    "include_self": Findings.check_flag,
+    "precision": _read_word,
+    "backend": _read_word,
+}
+
+#: Of CCNet's operators: which tensors are features, and which are maps.
+_CCNET: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "ca_weight": (("q", "k"), ()),
+    "ca_weight_backward": (("q", "k"), ("denergy",)),
+    "ca_softmax": ((), ("energy",)),
+    "ca_softmax_backward": ((), ("attention", "dattention")),
+    "ca_map": (("v",), ("attention",)),
+    "ca_map_backward": (("v", "dout"), ("attention",)),
+    "to_port_layout": ((), ("weights",)),
+    "from_port_layout": ((), ("ported",)),
+}
+
+
+def check(
+    operation: Operation, values: Mapping[str, Any]
+) -> tuple[Call, AttentionProblem | MapProblem]:
+    """Raise what the function itself would raise for these arguments; else describe its problem.
+
+    No memory is asked for: arrays may be such as a library traces.
+    """
+    required = {name: values[name] for name in operation.tensors if not is_optional(name)}
+    optional = {name: values[name] for name in operation.tensors if is_optional(name)}
+    call = Call(operation.name, values["backend"], required, optional, shares=False)
+    if operation.name in _CCNET:
+        features, maps = _CCNET[operation.name]
+        if features:
+            return call, features_problem(call.findings, call.specs, features=features, maps=maps)
+        if "self_value" in operation.options and (spec := call.specs["weights"]) is not None:
+            call.findings.check_holds("self_value", values["self_value"], spec.dtype)
+        is_port = operation.name == "from_port_layout"
+        return call, map_problem(call.findings, call.specs, maps=maps, ports=is_port)
+    is_axial = "axis" in operation.options
+    return call, attention_problem(
+        call.findings,
+        call.specs,
+        scale=values["scale"],
+        heads=values["heads"],
+        axes=values["axis"] if is_axial else values["axes"],
+        one_axis=is_axial,
+        include_self=values["include_self"] if is_axial else True,
+        channel_axis=values["channel_axis"],
+        precision=values["precision"],
+        remembered=False,
+    )
