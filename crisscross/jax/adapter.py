@@ -12,17 +12,9 @@ from crisscross.bridge.capsule import Retagged, import_bfloat16, import_shared
 from crisscross.bridge.foreign import export, find_stream, hold
 from crisscross.bridge.memory import ALIGNMENT
 from crisscross.dispatch import Description, Obstacle, ObstacleError
-from crisscross.errors import Fault, Mismatch
 from crisscross.problem import ArraySpec
 
 __all__ = ["describe", "find_maker", "find_stream", "from_numpy", "hold", "take", "to_numpy"]
-
-_TRACER = "a tracer"
-
-
-def is_about_tracing(mismatch: Mismatch) -> bool:
-    """Say whether nothing is wrong with an argument but that it is traced."""
-    return mismatch.fault is Fault.MEMORY and mismatch.got.startswith(_TRACER)
 
 
 def describe(array: Any) -> Description | None:
@@ -37,7 +29,7 @@ def describe(array: Any) -> Description | None:
     # A tracer passes for an array in every way until its memory is asked for: look here first.
     if isinstance(array, jax.core.Tracer):
         expected = "an array with memory, outside of jit, grad and vmap"
-        got = f"{_TRACER}, {array.aval}"
+        got = f"a tracer, {array.aval}"
         return Description(spec, None, Obstacle(expected, got, in_sharing=True))
     if array.is_deleted():
         return Description(

@@ -7,14 +7,12 @@ from typing import Any
 
 import jax
 
-from crisscross.errors import ArgumentError, ArgumentTypeError, BridgeError, raise_mismatches
 from crisscross.jax import forms
-from crisscross.jax.adapter import is_about_tracing
 from crisscross.jax.derivatives import differentiate
 from crisscross.jax.platforms import list_served
 from crisscross.jax.task import Task
 from crisscross.jax.varying import vary_alike
-from crisscross.ops.arguments import bind, check
+from crisscross.ops.arguments import bind, check, order, refuse
 from crisscross.ops.backends import Choice
 from crisscross.ops.merge import check_merge
 from crisscross.ops.operations import OPERATIONS
@@ -39,7 +37,7 @@ def call_operation(
     operation = OPERATIONS[function.__name__]
     values = bind(operation, args, given, jax.Array)
     if values is None:
-        return _refuse(function, args, given)
+        return refuse(function, args, given)
     arrays = [values[name] for name in operation.tensors]
     if not (forward_mode or _needs_xla(arrays, values["backend"])):
         return function(**values)
@@ -59,17 +57,6 @@ def _needs_xla(arrays: Iterable[Any], backend: str | None) -> bool:
         return True
     platforms = {device.platform for x in given if not x.is_deleted() for device in x.devices()}
     return backend is None and not platforms <= {"cpu", "cuda", "gpu"}
-
-
-def _refuse(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
-    """Let the function name what is wrong, which is not that arrays are traced."""
-    try:
-        return function(*args, **given)
-    except (ArgumentError, ArgumentTypeError, BridgeError) as error:
-        found = error
-    wrong = [mismatch for mismatch in found.mismatches if not is_about_tracing(mismatch)]
-    raise_mismatches(found.function, wrong)
-    raise found
 
 
 def find_way(arrays: Iterable[Any], problem: AttentionProblem, backend: str | None) -> Way:
@@ -95,12 +82,12 @@ def find_way(arrays: Iterable[Any], problem: AttentionProblem, backend: str | No
 
 def _merge(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
     """Merge in plain JAX what is traced: it is arithmetic, which XLA puts together with others."""
-    values = {**dict(zip(("outs", "lses"), args, strict=False)), **given}
-    outs, lses = values.get("outs"), values.get("lses")
-    parts = [x for each in (outs, lses) if isinstance(each, list | tuple) for x in each]
-    backend, channel_axis = values.get("backend"), values.get("channel_axis", 1)
-    are_arrays = len(args) <= 2 and all(isinstance(x, jax.Array) for x in parts)
-    if not are_arrays or not _needs_xla(parts, backend):
-        return _refuse(function, args, given)
-    _, problem = check_merge(outs, lses, channel_axis, backend, shares=False)
-    return forms.merge_outputs(problem, [*parts[: problem.parts]], [*parts[problem.parts :]])
+    values = order("merge_attentions", args, given)
+    lists = [] if values is None else [values["outs"], values["lses"]]
+    parts = [x for each in lists if isinstance(each, list | tuple) for x in each]
+    if values is None or not all(isinstance(x, jax.Array) for x in parts):
+        return refuse(function, args, given)
+    if not _needs_xla(parts, values["backend"]):
+        return function(**values)
+    _, problem = check_merge(**values, shares=False)
+    return forms.merge_outputs(problem, values["outs"], values["lses"])

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from crisscross.ops import attention, ccnet
+from crisscross.ops import attention, ccnet, merge
 from crisscross.ops.call import Call
 from crisscross.ops.operations import OPERATIONS, Operation, is_optional
 from crisscross.problem import (
@@ -23,7 +23,10 @@ from crisscross.problem.findings import describe_value
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     name: getattr(attention, name, None) or getattr(ccnet, name) for name in OPERATIONS
 }
-_SIGNATURES = {name: inspect.signature(each).parameters for name, each in FUNCTIONS.items()}
+_SIGNATURES = {
+    each.__name__: inspect.signature(each).parameters
+    for each in (*FUNCTIONS.values(), merge.merge_attentions)
+}
 _DEFAULTS = {
     name: {each.name: each.default for each in parameters.values()}
     for name, parameters in _SIGNATURES.items()
@@ -41,22 +44,39 @@ def bind(
 
     What they are in themselves is asked here alone: whether arrays fit each other is not.
     """
-    name = operation.name
-    positional = _POSITIONAL[name]
-    values = {**_DEFAULTS[name], **dict(zip(positional, args, strict=False)), **given}
-    fits = (
-        len(args) <= len(positional)
-        and not any(each in given for each in positional[: len(args)])
-        and all(each in _DEFAULTS[name] for each in given)
-        and all(_may_be(values[each], array_type) for each in operation.tensors)
-        and isinstance(given.get("return_lse", False), bool)
-    )
-    if not fits:
+    values = order(operation.name, args, given)
+    if values is None or not isinstance(values.get("return_lse", False), bool):
         return None
-    findings = Findings(name)
+    if not all(_may_be(values[each], array_type) for each in operation.tensors):
+        return None
+    findings = Findings(operation.name)
     for each in operation.options:
         values[each] = _READERS[each](findings, each, values[each])
     return None if findings.mismatches else values
+
+
+def order(name: str, args: tuple[Any, ...], given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return all arguments by name; None if there are more, fewer or others than are to be."""
+    positional, defaults = _POSITIONAL[name], _DEFAULTS[name]
+    values = {**defaults, **dict(zip(positional, args, strict=False)), **given}
+    fits = (
+        len(args) <= len(positional)
+        and not any(each in given for each in positional[: len(args)])
+        and all(each in defaults for each in given)
+        and not any(value is inspect.Parameter.empty for value in values.values())
+    )
+    return values if fits else None
+
+
+def refuse(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
+    """Raise what is wrong with a call that was not to be made; that it is traced is not."""
+    name = function.__name__
+    values = order(name, args, given)
+    if values is not None and name in OPERATIONS:
+        check(OPERATIONS[name], values)
+    elif values is not None:
+        merge.check_merge(**values, shares=False)
+    return function(*args, **given)
 
 
 def _may_be(value: Any, array_type: type) -> bool:
@@ -124,12 +144,16 @@ def check(
     required = {name: values[name] for name in operation.tensors if not is_optional(name)}
     optional = {name: values[name] for name in operation.tensors if is_optional(name)}
     call = Call(operation.name, values["backend"], required, optional, shares=False)
+    if "return_lse" in values:
+        call.findings.check_flag("return_lse", values["return_lse"])
     if operation.name in _CCNET:
         features, maps = _CCNET[operation.name]
         if features:
             return call, features_problem(call.findings, call.specs, features=features, maps=maps)
-        if "self_value" in operation.options and (spec := call.specs["weights"]) is not None:
-            call.findings.check_holds("self_value", values["self_value"], spec.dtype)
+        if "self_value" in operation.options:
+            number = call.findings.check_real("self_value", values["self_value"])
+            spec = call.specs["weights"]
+            call.findings.check_holds("self_value", number, None if spec is None else spec.dtype)
         is_port = operation.name == "from_port_layout"
         return call, map_problem(call.findings, call.specs, maps=maps, ports=is_port)
     is_axial = "axis" in operation.options

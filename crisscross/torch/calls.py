@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from crisscross.ops.arguments import bind, check, find_number
+from crisscross.ops.arguments import bind, check, find_number, order, refuse
 from crisscross.ops.merge import check_merge
 from crisscross.ops.operations import OPERATIONS, Operation
 from crisscross.ops.routing import Way
@@ -58,8 +57,11 @@ def find_route(tensors: Sequence[Tensor]) -> Route:
     if any(find_lasting_obstacle(x) is not None for x in tensors):
         return Route.REFUSED
     if transforms:
-        levels = torch._C._functorch.get_interpreter_stack() or []
-        pushes = sum(x.key() == torch._C._functorch.TransformType.Jvp for x in levels)
+        levels = [x.key() for x in torch._C._functorch.get_interpreter_stack() or []]
+        functional = levels.count(torch._C._functorch.TransformType.Functionalize)
+        if functional:  # which has no rule for a FUNCTION, and asks for none
+            return Route.OPERATOR if functional == len(levels) else Route.COMPOSITE
+        pushes = levels.count(torch._C._functorch.TransformType.Jvp)
         proxy = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
         is_pushed = pushes > 0 or forward_ad._current_level >= 0
         # A rule for forward mode loses the tangents of outer levels, and is not to be recorded.
@@ -71,7 +73,7 @@ def find_route(tensors: Sequence[Tensor]) -> Route:
         return Route.OPERATOR
     # An operator resolves a lazy sign, and knows of tensors without memory and of subclasses.
     plain = (Tensor, torch.nn.Parameter)
-    if any(type(x) not in plain or x.is_neg() or x.is_conj() for x in tensors):
+    if any(type(x) not in plain or x.is_neg() for x in tensors):
         return Route.OPERATOR
     return Route.PLAIN
 
@@ -82,14 +84,16 @@ def call(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str
     if name == "merge_attentions":
         return _merge(function, args, given)
     operation = OPERATIONS[name]
+    if torch.SymFloat in map(type, given.values()):  # a tracer's: options are numbers
+        given = {each: float(x) if type(x) is torch.SymFloat else x for each, x in given.items()}
     values = bind(operation, args, given, Tensor)
     if values is None:
-        return _refuse(function, args, given)
+        return refuse(function, args, given)
     tensors = [values[each] for each in operation.tensors]
     known = [x for x in tensors if x is not None]
     route = find_route(known)
     if route is Route.REFUSED or not known:
-        return _refuse(function, args, given)
+        return refuse(function, args, given)
     tensors = _cast(operation, tensors, known[0])
     options = [values[each] for each in operation.options]
     values.update(zip(operation.tensors, tensors, strict=True))
@@ -118,23 +122,6 @@ def _run_plain(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     return function(**values)
 
 
-def _refuse(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
-    """Let the function name what is wrong: of that derivatives are no part."""
-    return function(*map(_make_plain, args), **{each: _make_plain(x) for each, x in given.items()})
-
-
-def _make_plain(value: Any) -> Any:
-    """Take tensors out of autograd; out of a transform their shape must do."""
-    if isinstance(value, list | tuple):
-        return [_make_plain(each) for each in value]
-    if not isinstance(value, Tensor) or find_lasting_obstacle(value) is not None:
-        return value
-    if not torch._C._functorch.is_functorch_wrapped_tensor(value):
-        return value.detach()
-    with torch._C._DisableFuncTorch(), FakeTensorMode():
-        return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-
-
 def _cast(operation: Operation, tensors: list[Any], first: Tensor) -> list[Any]:
     """Do as autocast asks: float64 stays, and what is no floating-point number."""
     kind = first.device.type
@@ -148,16 +135,13 @@ def _cast(operation: Operation, tensors: list[Any], first: Tensor) -> list[Any]:
 
 
 def _merge(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
-    signature = {"outs": None, "lses": None, "channel_axis": 1, "backend": None}
-    values = {**signature, **dict(zip(signature, args, strict=False)), **given}
-    lists = [values[name] for name in ("outs", "lses")]
-    fits = len(args) <= 2 and values.keys() == signature.keys()
-    if not fits or not all(isinstance(each, list | tuple) for each in lists):
-        return function(*args, **given)  # which names it
-    parts = [x for each in lists for x in each]
-    route = find_route(parts) if all(isinstance(x, Tensor) for x in parts) else Route.REFUSED
-    if route is Route.REFUSED:
-        return _refuse(function, args, given)
+    values = order("merge_attentions", args, given)
+    lists = [] if values is None else [values["outs"], values["lses"]]
+    parts = [x for each in lists if isinstance(each, list | tuple) for x in each]
+    known = [x for x in parts if isinstance(x, Tensor)]
+    route = find_route(known) if len(known) == len(parts) > 0 else Route.REFUSED
+    if values is None or route is Route.REFUSED:
+        return refuse(function, args, given)
     if route is Route.PLAIN:
         return _run_plain(function, values)
     values["channel_axis"] = find_number(values["channel_axis"])

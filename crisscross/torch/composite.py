@@ -50,7 +50,7 @@ def _attend(
     # Where there are none, the derivative of what is not chosen is to be a number too.
     safe = torch.where(has_keys | total.isnan(), total, 1.0)
     lse = torch.where(has_keys | total.isnan(), peak + safe.log(), -torch.inf)
-    return _join(out / safe[..., None], channel_axis).to(v.dtype), _narrow(lse, q)
+    return _lay_out(_join(out / safe[..., None], channel_axis).to(v.dtype), v), _narrow(lse, q)
 
 
 def _attend_backward(
@@ -135,7 +135,7 @@ def merge_attentions(
     ]
     out = torch.stack(weighted).sum(0)
     lse = torch.where(has_keys, peak + safe.log(), -torch.inf)
-    return _join(out, channel_axis).to(outs[0].dtype), lse
+    return _lay_out(_join(out, channel_axis).to(outs[0].dtype), outs[0]), lse
 
 
 def ca_weight(q: Tensor, k: Tensor, **_: Any) -> Tensor:
@@ -161,7 +161,7 @@ def ca_softmax_backward(dattention: Tensor, attention: Tensor, **_: Any) -> Tens
 
 
 def ca_map(attention: Tensor, v: Tensor, **_: Any) -> Tensor:
-    return _sum_keys(*_take_apart(attention), _widen(v)).to(v.dtype)
+    return _lay_out(_sum_keys(*_take_apart(attention), _widen(v)).to(v.dtype), v)
 
 
 def ca_map_backward(dout: Tensor, attention: Tensor, v: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
@@ -189,6 +189,16 @@ def _widen(x: Tensor) -> Tensor:
 def _narrow(x: Tensor, like: Tensor) -> Tensor:
     """Make x what the operators compute in."""
     return x.double() if like.dtype is torch.float64 else x.float()
+
+
+def _lay_out(x: Tensor, like: Tensor) -> Tensor:
+    """Put x in memory in the order of `like`, as operators do; compilers do not sort strides."""
+    if torch.onnx.is_in_onnx_export():
+        return x
+    for source, target in ((1, 1), (1, -1), (-1, 1)):
+        if like.movedim(source, target).is_contiguous():
+            return x.movedim(source, target).contiguous().movedim(target, source)
+    return x
 
 
 # Attention: (N, heads, *S, D)

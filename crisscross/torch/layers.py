@@ -69,7 +69,9 @@ def check_input(
     """
     findings = Findings(function)
     if isinstance(x, Tensor):
-        channels = getattr(first, "in_channels", None)
+        # While torch.jit traces, a size is a tensor: to compare it would be to fix it.
+        is_traced = not torch.compiler.is_compiling() and torch._C._is_tracing()
+        channels = None if is_traced else getattr(first, "in_channels", None)
         fits = x.ndim == spatial_ndim + 2
         if not fits or (channels is not None and x.shape[1] != channels):
             sizes = ", ".join("DHW"[-spatial_ndim:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -190,8 +189,9 @@ class RCCA(nn.Module):
                 if size is not None and size % count:
                     findings.add("groups", f"a divisor of {name} = {size}", str(count))
                     break
+        reported = len(findings.mismatches)
         share = findings.check_real("dropout", dropout)
-        if not 0 <= share <= 1 and not math.isnan(share):
+        if len(findings.mismatches) == reported and not 0 <= share <= 1:
             findings.add("dropout", "a share", describe_value(dropout))
         axes = check_attention(
             findings, width, reduction, recurrence, shared, scale, heads, axes, spatial_ndim
@@ -205,7 +205,7 @@ class RCCA(nn.Module):
         inner = max(in_channels // 4, 1) if inner is None else inner
         self.spatial_ndim = spatial_ndim
         last = activation if last_activation == "same" else last_activation
-        self.slopes = SLOPES[activation], SLOPES[last]
+        self.slope = SLOPES[activation]
 
         def convolve(inputs: int, outputs: int) -> list[nn.Module]:
             convolution = CONVOLUTIONS[spatial_ndim](inputs, outputs, 3, padding=1, bias=False)
@@ -227,18 +227,30 @@ class RCCA(nn.Module):
             backend=backend,
         )
         self.convb = nn.Sequential(*convolve(inner, inner))
-        self.bottleneck = nn.Sequential(
+        self.bottleneck = _Bottleneck(
             *convolve(in_channels + inner, out_channels),
             DROPOUTS[spatial_ndim](dropout),
             CONVOLUTIONS[spatial_ndim](out_channels, num_classes, 1),
         )
+        self.bottleneck.slope = SLOPES[last]
 
     def forward(self, x: Tensor, *, pairs: Pairs | None = None) -> Tensor:
         """Return logits; q and k of each recurrence are appended to `pairs`."""
         check_input(type(self).__name__, x, self.spatial_ndim, self.conva[0], pairs)
-        slope, last = self.slopes
-        features = rectify(self.conva(x), slope)
-        features = rectify(self.convb(self.cca(features, pairs=pairs)), slope)
-        features = self.bottleneck[:2](torch.cat([x, features], 1))
-        logits: Tensor = self.bottleneck[2:](rectify(features, last))
+        features = rectify(self.conva(x), self.slope)
+        features = rectify(self.convb(self.cca(features, pairs=pairs)), self.slope)
+        logits: Tensor = self.bottleneck(torch.cat([x, features], 1))
         return logits
+
+
+class _Bottleneck(nn.Sequential):
+    """CCNet's, whose activation is a part of its norm and has no place of its own."""
+
+    slope: float | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, module in enumerate(self):
+            x = module(x)
+            if number == 1:
+                x = rectify(x, self.slope)
+        return x

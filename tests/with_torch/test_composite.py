@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch.func import grad, jvp, vmap
@@ -146,6 +147,12 @@ WRONG = {
     "dtypes": lambda q: crisscross.criss_cross_attention(q, q, q.float()),
     "images of a map": lambda q: crisscross.ca_weight(q, q[:1]),
     "parts": lambda q: crisscross.merge_attentions([q, q[:1]], [q[:, :1], q[:1, :1]])[0],
+    "a map's gradient": lambda q: crisscross.ca_map_backward(q[:1], crisscross.ca_weight(q, q), q)[
+        1
+    ],
+    "self_value": lambda q: crisscross.to_port_layout(
+        crisscross.ca_weight(q.float(), q.float()), self_value=1e39
+    ),
     "backend of parts": lambda q: crisscross.merge_attentions([q], [q[:, :1]], backend="tpu")[0],
 }
 
@@ -163,6 +170,70 @@ def test_wrong_calls_are_refused_as_everywhere(name):
     )
     with pytest.raises(Exception):  # noqa: B017, PT011 (in words of the compiler's)
         compiled(q)
+
+
+#: Calls that are refused before anything is asked of the arrays.
+UNREAD = {
+    "scale": lambda q, k: crisscross.criss_cross_attention(q, k, k, scale="1"),
+    "heads": lambda q, k: crisscross.criss_cross_attention(q, k, k, heads=1.0),
+    "axes": lambda q, k: crisscross.criss_cross_attention(q, k, k, axes=0),
+    "return_lse": lambda q, k: crisscross.criss_cross_attention(q, k, k, return_lse=1),
+    "an array": lambda q, k: crisscross.criss_cross_attention(q, k, 3.0),
+    "the mask": lambda q, k: crisscross.criss_cross_attention(q, k, k, key_mask=np.ones((2, 3, 5))),
+    "backend": lambda q, k: crisscross.ca_weight(q, k, backend=3),
+    "self_value": lambda q, k: crisscross.to_port_layout(crisscross.ca_weight(q, k), self_value=""),
+    "parts": lambda q, k: crisscross.merge_attentions([q, k], [q, k, 3])[0],
+    "no list": lambda q, k: crisscross.merge_attentions(k, [q])[0],
+    "an argument twice": lambda q, k: crisscross.merge_attentions([q], [q], outs=[k])[0],
+    "unknown": lambda q, k: crisscross.merge_attentions([q], [k], axis=1)[0],
+    "missing": lambda q, k: crisscross.criss_cross_attention(q, k),
+}
+TRANSFORMS = {
+    "autograd": lambda run: lambda q: run(q.clone().requires_grad_()),
+    "grad": lambda run: grad(lambda q: run(q).sum()),
+    "grad of vmap": lambda run: grad(lambda q: vmap(run)(q[None]).sum()),
+    "jvp": lambda run: lambda q: jvp(run, (q,), (q,)),
+    "jvp of jvp": push_twice,
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", UNREAD)
+def test_only_what_is_wrong_is_named_within_transforms(name, transform):
+    """What is shared by all samples and has no derivative included."""
+    q, k = draw(2, 4, 3, 5), draw(2, 4, 3, 5, seed=1)
+    with pytest.raises((CrissCrossError, TypeError)) as plain:
+        UNREAD[name](q, k)
+    with pytest.raises(type(plain.value)) as transformed:
+        TRANSFORMS[transform](lambda q: UNREAD[name](q, k))(q)
+    if name != "no list":  # a tensor, which is written as what it is
+        assert str(transformed.value) == str(plain.value)
+
+
+FORMATS = {"row-major": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_the_memory_format_stays_with_gradients(memory_format):
+    """Of what plain PyTorch makes, as of what the operators do."""
+    parts = [draw(2, 6, 3, 5, seed=seed) for seed in range(2)]
+    parts = [x.contiguous(memory_format=FORMATS[memory_format]) for x in parts]
+    lses = [draw(2, 2, 3, 5, seed=seed) for seed in range(2, 4)]
+    plain = crisscross.merge_attentions(parts, lses)[0]
+    assert plain.is_contiguous(memory_format=FORMATS[memory_format])
+    merge = torch.compile(crisscross.merge_attentions, fullgraph=True, backend="aot_eager")
+    found = [
+        merge(parts, lses)[0],
+        crisscross.merge_attentions([parts[0].requires_grad_(), parts[1]], lses)[0],
+    ]
+    v, (q, k) = parts[1], (x[:, :4] for x in parts)
+    found.append(push_twice(lambda v: crisscross.criss_cross_attention(q, k, v, heads=2))(v))
+    weights = crisscross.ca_weight(q, k).detach()
+    for x in found:
+        assert x.stride() == plain.stride()
+    mapped = []
+    push_twice(lambda v: mapped.append(crisscross.ca_map(weights, v).stride()) or v)(v)
+    assert mapped == [v.stride()]
 
 
 @pytest.mark.parametrize("transform", [push_twice, lambda f: lambda x: jvp(f, (x,), (x,))[1], vmap])

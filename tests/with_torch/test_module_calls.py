@@ -81,6 +81,65 @@ def test_an_image_without_a_batch_is_refused(make):
             module(each)
 
 
+BACKENDS = {
+    "criss-cross": lambda **options: CrissCrossAttention(8, **options),
+    "head": lambda **options: RCCA(8, 6, 3, **options),
+    "non-local": lambda **options: NonLocalBlock(8, **options),
+    "position": lambda **options: PositionAttention(8, **options),
+}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_backend_and_precision_are_handed_on(name, monkeypatch):
+    (x,) = map(torch.from_numpy, draw((2, 8, 3, 5)))
+    with torch.no_grad(), pytest.raises(crisscross.BackendError, match="gpu: it serves arrays in"):
+        fill(BACKENDS[name](backend="gpu"))(x)
+    asked = []
+    find_problem = crisscross.ops.attention.attention_problem
+
+    def watch(*args, **options):
+        asked.append(options["precision"])
+        return find_problem(*args, **options)
+
+    monkeypatch.setattr(crisscross.ops.attention, "attention_problem", watch)
+    with torch.no_grad():
+        fill(BACKENDS[name](precision="tf32x3"))(x)
+    assert asked and set(asked) == {"tf32x3"}
+
+
+def test_hooks_of_every_part_of_a_head_are_called():
+    head, (x,) = fill(RCCA(8, 6, 3)), map(torch.from_numpy, draw((2, 8, 3, 5)))
+    called = set()
+    for name, module in head.named_modules():
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
+    head(x)
+    assert called == {name for name, _ in head.named_modules()}
+
+
+@pytest.mark.parametrize("dropout", [float("nan"), -0.1, 1.1])
+def test_a_dropout_that_is_no_share(dropout):
+    with pytest.raises(ArgumentError, match="dropout: expected a share"):
+        RCCA(8, 6, 3, dropout=dropout)
+
+
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_traced_modules_serve_other_sizes():
+    module, (x,) = fill(CrissCrossAttention(8)), map(torch.from_numpy, draw((2, 8, 3, 5)))
+    traced = torch.jit.trace(module, x)
+    (other,) = map(torch.from_numpy, draw((1, 8, 6, 4)))
+    assert_close(traced(other), module(other))
+
+
+def test_pairs_have_gradients():
+    module, (x,) = fill(CrissCrossAttention(8)), map(torch.from_numpy, draw((2, 8, 3, 5)))
+    pairs = []
+    module(x, pairs=pairs)
+    ((q, k),) = pairs
+    weights = module.query_conv.weight, module.key_conv.weight
+    assert all(g.abs().max() > 0 for g in torch.autograd.grad((q * k).sum(), weights))
+
+
 TAKING = {
     "criss-cross": lambda: CrissCrossAttention(8),
     "criss-cross, each its own": lambda: CrissCrossAttention(8, recurrence=2, shared=False),

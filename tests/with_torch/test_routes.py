@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.func import grad, jvp, vmap
+from torch.func import functionalize, grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import crisscross
@@ -121,6 +121,20 @@ def test_routes(state, routes):
     else:
         run(*inputs)
     assert routes and {*routes} == {expected}
+
+
+def test_functionalize():
+    """Alone, and with a transform within or around it."""
+    q, k = torch.randn(2, 2, 4, 3, 5, dtype=torch.float64)
+
+    def run(q):
+        return crisscross.criss_cross_attention(q, k, k)
+
+    torch.testing.assert_close(functionalize(run)(q), run(q))
+    assert "crisscross.criss_cross_attention" in make_fx(functionalize(run))(q).code
+    expected = grad(lambda q: run(q).square().sum())(q)
+    for nest in (lambda f: functionalize(grad(f)), lambda f: grad(functionalize(f))):
+        torch.testing.assert_close(nest(lambda q: run(q).square().sum())(q), expected)
 
 
 def find_number(x):

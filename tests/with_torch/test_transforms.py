@@ -156,11 +156,15 @@ def test_tangents(device):
 def test_a_tangent_of_one_input(device):
     """Inputs without tangents are constants, and so are results of such inputs alone."""
     q, k, v = draw((1, 2, 3, 5), (1, 2, 3, 5), (1, 3, 3, 5), device=device)
-    expected = jvp(lambda q: attend(q, k, v), (q,), (q,))[1]
+    step = 1e-6
+    ends = [attend((1 + sign * step) * q, k, v) for sign in (1, -1)]
+    expected = [(one - other) / (2 * step) for one, other in zip(*ends, strict=True)]
+    found = jvp(lambda q: attend(q, k, v), (q,), (q,))[1]
+    torch.testing.assert_close([*found], expected, rtol=1e-6, atol=1e-8)
     with forward_ad.dual_level():
         with torch.no_grad():
             out, lse = attend(forward_ad.make_dual(q, q), k, v)
-        assert_equal([forward_ad.unpack_dual(x).tangent for x in (out, lse)], list(expected))
+        assert_equal([forward_ad.unpack_dual(x).tangent for x in (out, lse)], list(found))
         assert forward_ad.unpack_dual(crisscross.criss_cross_attention(q, k, v)).tangent is None
 
 
