@@ -27,7 +27,7 @@ _CALLS: Mapping[str, tuple[str, Run]] = {
 }
 #: Multiplications from which on NumPy's path, called from XLA, is faster than what XLA compiles
 #: for a CPU; measured on two CPUs with AVX-512.
-_LEAST_FOR_NUMPY = 1 << 23
+_LEAST_FOR_NUMPY = 1 << 26
 
 
 def list_served(task: Task) -> dict[str, str]:

@@ -107,7 +107,7 @@ def assert_close(found, expected, tolerance=1e-11):
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients_are_those_of_numpy(case, channel_axis, x64):
+def test_outputs_and_gradients_are_those_of_numpy(case, channel_axis, x64, device):
     """Of all parameters and of x, compiled; running statistics have none."""
     name, made, options = CASES[case]
     options = {**options, "channel_axis": channel_axis}
@@ -173,7 +173,7 @@ def test_every_option_reaches_the_function(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["criss_cross_block", "rcca_head"])
-def test_pairs_are_returned(name, x64):
+def test_pairs_are_returned(name, x64, device):
     """As often as it is called, those of that call: nothing is appended to anything."""
     options = {"norm": None} if name == "rcca_head" else {}
     make = make_head if options else partial(init_numpy, name, gamma=0.7)
@@ -191,7 +191,7 @@ def test_pairs_are_returned(name, x64):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "head with groups"])
-def test_vmap_over_batches_and_over_parameters(case, x64):
+def test_vmap_over_batches_and_over_parameters(case, x64, device):
     name, made, options = CASES[case]
     apply = jax.jit(partial(getattr(crisscross.jax, name).apply, **options))
     parameters = [make_head(**made) if name == "rcca_head" else init_numpy(name, **made)]
@@ -209,7 +209,7 @@ def test_vmap_over_batches_and_over_parameters(case, x64):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_16_bits(dtype):
+def test_16_bits(dtype, device):
     """Parameters and features of them; each step is rounded once, as by NumPy."""
     parameters = criss_cross_block.init(jax.random.key(0), 8, gamma=0.7, dtype=dtype)
     x = jax.random.normal(jax.random.key(1), (2, 8, 5, 4), dtype)
@@ -245,7 +245,7 @@ def is_drawn(name):
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
-def test_names_shapes_and_constants_are_those_of_numpy(name, variant, x64):
+def test_names_shapes_and_constants_are_those_of_numpy(name, variant, x64, device):
     options = {**MADE[name], **variant}
     init = partial(getattr(crisscross.jax, name).init, channels=6, **options)
     key = jax.random.key(0)
@@ -298,7 +298,7 @@ def test_the_bounds_are_those_of_numpy(name, spatial_ndim):
 
 
 @pytest.mark.parametrize("name", NAMES[:-1])
-def test_every_name_and_every_key_has_numbers_of_its_own(name):
+def test_every_name_and_every_key_has_numbers_of_its_own(name, device):
     init = partial(getattr(crisscross.jax, name).init, channels=8, **MADE[name])
     one, again, other = (init(jax.random.key(seed)) for seed in (3, 3, 4))
     jitted = jax.jit(init)(jax.random.key(3))
@@ -326,7 +326,7 @@ def test_an_old_key_is_a_key():
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_blocks_begin_as_the_identity():
+def test_blocks_begin_as_the_identity(device):
     """gamma and W are 0 in the beginning, as in the originals."""
     x = jax.random.normal(jax.random.key(1), (1, 8, 3, 4))
     for block in (
@@ -348,7 +348,7 @@ def make_head(dtype="float64", **options):
     return {key: x[..., 1:2, 1:2] if x.shape[2:] == (3, 3) else x for key, x in made.items()}
 
 
-def test_statistics_are_those_of_numpy(x64):
+def test_statistics_are_those_of_numpy(x64, device):
     parameters, x = make_head(), draw(2, 8, 5, 4)
     expected, statistics = nn.rcca_head(parameters, x, training=nn.Training(momentum=0.25))
     apply = jax.jit(rcca_head.apply)
@@ -366,7 +366,7 @@ def test_statistics_are_those_of_numpy(x64):
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
-def test_gradients_while_training(channel_axis, x64):
+def test_gradients_while_training(channel_axis, x64, device):
     """Those of the statistics of the batch included; no gradient goes through what follows them."""
     parameters, x = make_head(), lay(draw(2, 8, 5, 4), channel_axis)
     tape = nn.Tape()
@@ -391,7 +391,7 @@ def test_gradients_while_training(channel_axis, x64):
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
-def test_whole_channels_are_dropped_by_the_key(channel_axis, x64):
+def test_whole_channels_are_dropped_by_the_key(channel_axis, x64, device):
     """Others with another key, the same with the same one; what is kept makes up for them."""
     parameters = make_head(norm=None, outer=64, classes=64)
     # Each channel of the bottleneck is seen through a class of its own.
@@ -416,7 +416,7 @@ def test_whole_channels_are_dropped_by_the_key(channel_axis, x64):
     assert np.any(factors != other)
 
 
-def test_no_key_drops_nothing(x64):
+def test_no_key_drops_nothing(x64, device):
     parameters, x = to_jax(make_head(norm=None)), jnp.asarray(draw(2, 8, 5, 4))
     apply = jax.jit(partial(rcca_head.apply, norm=None))
     np.testing.assert_array_equal(
@@ -424,7 +424,7 @@ def test_no_key_drops_nothing(x64):
     )
 
 
-def test_training_is_mapped_over_keys():
+def test_training_is_mapped_over_keys(device):
     """One compilation serves all keys, and a mapped key drops as each by itself."""
     parameters, x = to_jax(make_head("float32", norm=None)), draw(2, 8, 5, 4).astype("f4")
     count = []
@@ -459,7 +459,7 @@ def test_numbers_of_numpy_are_not_kept_by_a_trace():
 # As others use it
 
 
-def test_by_hand():
+def test_by_hand(device):
     """A tree among others, a step of descent by `jax.tree.map`; the loss falls."""
     key = jax.random.key(0)
     tree = {
@@ -488,7 +488,7 @@ def test_by_hand():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_loop_that_is_compiled():
+def test_a_loop_that_is_compiled(device):
     """`lax.scan` over keys: parameters, statistics among them, are what is carried; none leak."""
     parameters = to_jax(make_head("float32"))
     x, y = jnp.asarray(draw(2, 4, 8, 3, 4), "float32")
@@ -512,7 +512,7 @@ def test_a_loop_that_is_compiled():
     assert still <= {"cca.key_conv.bias"}
 
 
-def test_ccnets_checkpoint():
+def test_ccnets_checkpoint(device):
     """Its state dict by our names is a tree of JAX after one `jax.tree.map`."""
     theirs = init_numpy("rcca_head", gamma=0.7, dtype="float32", **HEAD)
     state = {

@@ -13,7 +13,7 @@ from crisscross.jax import platforms
 
 CUDA, CPU = "xla_buffer_python_gpu_callback", "xla_buffer_python_cpu_callback"
 SMALL = jax.ShapeDtypeStruct((2, 4, 3, 5), jnp.float32)
-LARGE = jax.ShapeDtypeStruct((2, 64, 32, 48), jnp.float32)
+LARGE = jax.ShapeDtypeStruct((2, 64, 64, 64), jnp.float32)
 
 
 def lower(function, platform, *specs):
