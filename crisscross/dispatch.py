@@ -7,7 +7,7 @@ has imported the library already.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
@@ -169,7 +169,11 @@ def library_of(array: object) -> str:
     return speaker.__module__.partition(".")[0]
 
 
-def find_calls(values: Sequence[object]) -> Any:
+#: What no library's arrays are of, and what there is most of among arguments.
+_NO_ARRAYS = {np.ndarray, bool, float, int, str, type(None)}
+
+
+def find_calls(values: Iterable[object]) -> Any:
     """Return what makes calls on arrays of a library that differentiates, if any are among these.
 
     A module of its room, see `crisscross.ops.routing`. An array, or a list of them, may come behind
@@ -177,8 +181,8 @@ def find_calls(values: Sequence[object]) -> Any:
     """
     for value in values:
         first = value[0] if isinstance(value, list | tuple) and value else value
-        if type(first) is np.ndarray:
-            return None
+        if type(first) in _NO_ARRAYS:
+            continue
         kind = kind_of(first)
         if kind == "torch":
             from crisscross.torch import calls

@@ -147,7 +147,7 @@ def from_dlpack(array: Any, *, copy: bool = False) -> np.ndarray:
     findings.check_flag("copy", copy)
     description = describe(findings, "array", array)
     device = None if description is None or description.obstacle else description.device
-    if device is not None and device != "cpu":
+    if device is not None and device.partition(":")[0] != "cpu":
         expected = "memory of the CPU; move the array there first"
         findings.add("array.device", expected, device, Fault.MEMORY)
     findings.raise_if_any()

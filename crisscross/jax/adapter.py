@@ -21,13 +21,20 @@ def describe(array: Any) -> Description | None:
     if not isinstance(array, jax.Array):
         return None
     spec = ArraySpec(tuple(array.shape), str(array.dtype))
-    if array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
+    is_number = not jnp.issubdtype(array.dtype, jax.dtypes.extended)  # as keys are not
+    if is_number and array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
         # Made while it was switched on; JAX would go on with half of it.
         expected = "float32, or jax.config.update('jax_enable_x64', True)"
         got = f"{array.dtype} while 64-bit dtypes are switched off"
         return Description(spec, None, Obstacle(expected, got))
     # A tracer passes for an array in every way until its memory is asked for: look here first.
     if isinstance(array, jax.core.Tracer):
+        if any(part is not None for part in jax.typeof(array).sharding.spec):
+            expected = (
+                "an array whose axes are not sharded by name; use jax.shard_map, or a mesh of "
+            )
+            expected += "jax.sharding.AxisType.Auto"
+            return Description(spec, None, Obstacle(expected, f"a tracer, {array.aval}"))
         expected = "an array with memory, outside of jit, grad and vmap"
         got = f"a tracer, {array.aval}"
         return Description(spec, None, Obstacle(expected, got, in_sharing=True))
@@ -41,10 +48,11 @@ def describe(array: Any) -> Description | None:
     if len(devices) != 1:
         expected = "an array on one device; gather it with jax.device_put(x, jax.devices()[0])"
         got = f"an array sharded over {len(devices)} devices"
-        return Description(spec, None, Obstacle(expected, got))
+        return Description(spec, None, Obstacle(expected, got, in_sharing=True))
     (device,) = devices
     if device.platform == "cpu":
-        return Description(spec, "cpu")
+        # NumPy knows one; what is on another of JAX's is to stay there.
+        return Description(spec, "cpu" if device.id == 0 else f"cpu:{device.id}")
     if device.platform in ("gpu", "cuda"):
         # Its `id` is one among all processes; CUDA knows this one's.
         return Description(spec, f"cuda:{device.local_hardware_id}")

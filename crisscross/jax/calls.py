@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from crisscross.errors import BackendError
 from crisscross.jax import forms
 from crisscross.jax.derivatives import differentiate
-from crisscross.jax.platforms import list_served
+from crisscross.jax.platforms import list_served, tell_preference
 from crisscross.jax.task import Task
 from crisscross.jax.varying import vary_alike
 from crisscross.ops.arguments import bind, check, order, refuse
@@ -55,11 +56,17 @@ def _needs_xla(arrays: Iterable[Any], backend: str | None) -> bool:
     given = [x for x in arrays if x is not None]
     if backend == "xla" or any(isinstance(x, jax.core.Tracer) for x in given):
         return True
-    platforms = {device.platform for x in given if not x.is_deleted() for device in x.devices()}
-    return backend is None and not platforms <= {"cpu", "cuda", "gpu"}
+    devices = [x.devices() for x in given if not x.is_deleted()]
+    if any(len(each) > 1 for each in devices):
+        return False  # which is refused
+    known = {device for each in devices for device in each}
+    # Of several CPU devices NumPy knows nothing: results would be on the first.
+    if any(device.platform == "cpu" and device.id != 0 for device in known):
+        return True
+    return backend is None and not {device.platform for device in known} <= {"cpu", "cuda", "gpu"}
 
 
-def find_way(arrays: Iterable[Any], problem: AttentionProblem, backend: str | None) -> Way:
+def find_way(arrays: Sequence[Any], problem: AttentionProblem, backend: str | None) -> Way:
     """Say how `criss_cross_attention` would be called with these arrays."""
     if not any(isinstance(x, jax.core.Tracer) for x in arrays):
         if not _needs_xla(arrays, backend):
@@ -77,6 +84,8 @@ def find_way(arrays: Iterable[Any], problem: AttentionProblem, backend: str | No
     if chosen is None:
         return Way(words, device)
     reason = f"serves {platform}, the default platform of JAX"
+    if platform == "cpu" and backend is None:
+        reason += f"; {tell_preference(task)}"
     return Way(words, device, Choice(chosen, reason, ()))
 
 
@@ -90,4 +99,9 @@ def _merge(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[s
     if not _needs_xla(parts, values["backend"]):
         return function(**values)
     _, problem = check_merge(**values, shares=False)
+    if values["backend"] not in (None, "xla"):
+        raise BackendError(
+            f"merge_attentions: backend={values['backend']!r} serves arrays with memory, and these "
+            "are traced; backend=None and 'xla' serve them, by arithmetic of JAX"
+        )
     return forms.merge_outputs(problem, values["outs"], values["lses"])

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
 from jax import Array
 
 from crisscross.jax.platforms import stage
-from crisscross.jax.task import Task
+from crisscross.jax.task import MOST_KEPT, Task
 
 Outputs = tuple[Array, ...]
 
 
-@cache
+@lru_cache(MOST_KEPT)
 def differentiate(task: Task) -> Callable[..., Outputs]:
     """Return the task as a function of its arrays, of which those that are optional may be None."""
     return _make_forward_mode(task) if task.forward_mode else _make_reverse_mode(task)
@@ -27,7 +27,7 @@ def differentiate(task: Task) -> Callable[..., Outputs]:
 
 def _make_reverse_mode(task: Task) -> Callable[..., Outputs]:
     operation = task.operation
-    run = jax.custom_vjp(partial(stage, task))
+    run = jax.custom_vjp(stage(task))
 
     def keep(*arrays: Array | None) -> tuple[Outputs, Any]:
         outputs = run(*arrays)
@@ -63,7 +63,7 @@ def _pull_form(task: Task, named: dict[str, Array | None], doutputs: Outputs) ->
 
 
 def _make_forward_mode(task: Task) -> Callable[..., Outputs]:
-    run = jax.custom_jvp(partial(stage, task))
+    run = jax.custom_jvp(stage(task))
 
     @run.defjvp
     def push(primals: Any, tangents: Any) -> tuple[Outputs, Outputs]:

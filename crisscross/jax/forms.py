@@ -137,7 +137,7 @@ def _map_strips(function: Callable[..., Any], strips: Sequence[Any]) -> Any:
         return None if x is None else x.reshape(count, *x.shape[2 + len(others) :])
 
     flat = tuple(map(flatten, strips))
-    if count <= at_once:
+    if not isinstance(count, int) or count <= at_once:  # of a symbol nobody knows
         results = jax.vmap(function)(*flat)
     else:
         results = lax.map(lambda given: function(*given), flat, batch_size=at_once)

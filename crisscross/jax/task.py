@@ -12,6 +12,8 @@ from crisscross.jax import forms
 from crisscross.ops.operations import OPERATIONS, Operation
 from crisscross.problem import AttentionProblem, MapProblem
 
+#: How many tasks are remembered with what was made for them.
+MOST_KEPT = 1024
 #: Functions of `forms` whose names are not the operations'.
 _FORMS: Mapping[str, Callable[..., tuple[Array, ...]]] = {
     "attention_forward": forms.attention,
@@ -28,7 +30,7 @@ class Task:
     name
         Of the operation.
     problem
-        Its sizes and options; under `vmap` those of one sample.
+        Its sizes and options.
     backend
         The one asked for, or None.
     further

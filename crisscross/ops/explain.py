@@ -123,8 +123,9 @@ def explain(
         channel_axis=channel_axis,
         precision=precision,
     )
-    calls = find_calls((q, k, v))
-    way = _DIRECTLY if calls is None else calls.find_way((q, k, v), problem, backend)
+    arrays = [x for x in (q, k, v, key_mask) if x is not None]
+    calls = find_calls(arrays)
+    way = _DIRECTLY if calls is None else calls.find_way(arrays, problem, backend)
     device, library = way.device or call.device, library_of(q)
     choice = way.choice or choose_backend("explain", device, backend, library)
     return Explanation(

@@ -290,8 +290,10 @@ def test_the_bounds_are_those_of_numpy(name, spatial_ndim):
         weight = made[key.replace("bias", "weight")]
         bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
         assert np.abs(array).max() <= bound, key
+        if array.size > 2000:
+            assert min(-array.min(), array.max()) > 0.99 * bound, key
         if array.size > 200:
-            assert np.abs(array).max() > 0.95 * bound, key
+            assert min(-array.min(), array.max()) > 0.95 * bound, key
             error = 4 * bound / math.sqrt(array.size)
             assert abs(array.std() - bound / math.sqrt(3)) < error, key
             assert abs(array.mean()) < error, key

@@ -14,6 +14,8 @@ import pytest
 import crisscross
 from crisscross import gpu
 from crisscross.jax import callbacks, platforms
+from crisscross.jax.task import Task
+from crisscross.problem import MapProblem
 from crisscross.testing import assert_matches_reference, make_case
 from tests.kernels.emulated import EmulatorEngine
 from tests.with_jax.arrays import assert_close, draw, make_mask, to_jax
@@ -32,13 +34,13 @@ def engines(monkeypatch):
         opened.append(EmulatorEngine(stream=stream))
         yield gpu.GpuBackend(opened[-1])
 
-    def fill(call, _context, buffers):
-        for name in call.task.operation.outputs:
+    def fill(task, _context, buffers):
+        for name in task.operation.outputs:
             np.asarray(buffers[name])[...] = np.nan
-        callbacks._fill_on_cuda(call, SimpleNamespace(stream=STREAM), buffers)
+        callbacks.fill_on_cuda(task, SimpleNamespace(stream=STREAM), buffers)
 
     monkeypatch.setattr(gpu, "open_device", open_device)
-    run = lambda task, *arrays: callbacks._call(task, arrays, fill)  # noqa: E731
+    run = lambda task, *arrays: callbacks.call_back(task, arrays, fill)  # noqa: E731
     monkeypatch.setitem(platforms._CALLS, "gpu", ("cpu", run))
     jax.clear_caches()
     yield opened
@@ -84,6 +86,40 @@ def test_vmap_makes_more_images(engines):
     assert_close(found, find("xla"), 1e-5)
 
 
+def test_the_device_of_the_buffers(monkeypatch):
+    opened = []
+
+    class Buffer:
+        def __dlpack__(self):
+            return np.zeros(3).__dlpack__()
+
+        def __dlpack_device__(self):
+            return 2, 3
+
+    @contextmanager
+    def open_device(device, stream, _make):
+        opened.append((device, stream))
+        yield None
+
+    monkeypatch.setattr(gpu, "open_device", open_device)
+    monkeypatch.setattr(callbacks, "run", lambda *given: opened.append([*given[2]]))
+    task = Task("ca_softmax", MapProblem(1, 2, 3, "float32"), None)
+    buffers = {"energy": Buffer(), "attention": Buffer()}
+    callbacks.fill_on_cuda(task, SimpleNamespace(stream=STREAM), buffers)
+    assert opened == [("cuda:3", STREAM), ["energy", "attention"]]
+
+
+def test_the_backend_on_a_cpu_is_the_one_asked_for(monkeypatch):
+    asked = []
+    load = callbacks.load_backend
+    monkeypatch.setattr(callbacks, "load_backend", lambda name: asked.append(name) or load(name))
+    x = draw(1, 4, 3, 5)
+    for backend in ("reference", "cpu"):
+        attend = functools.partial(crisscross.criss_cross_attention, backend=backend)
+        jax.block_until_ready(jax.jit(attend)(x, x, x))
+    assert asked == ["reference", "cpu"]
+
+
 def find_all(x, backend):
     """Every operator that keeps a map, forward and backward."""
     options = {"backend": backend}
@@ -124,7 +160,7 @@ def test_what_goes_wrong_is_in_the_error(monkeypatch):
     monkeypatch.setitem(
         platforms._CALLS,
         "gpu",
-        ("cpu", lambda task, *arrays: callbacks._call(task, arrays, fail)),
+        ("cpu", lambda task, *arrays: callbacks.call_back(task, arrays, fail)),
     )
     jax.clear_caches()
     x = draw(1, 4, 3, 5)

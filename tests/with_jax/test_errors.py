@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 
 import crisscross
 import crisscross.jax
+from crisscross.jax import calls
 from tests.with_jax.arrays import draw
 
 X = draw(1, 4, 3, 5)
@@ -86,6 +88,16 @@ WRONG = {
         TypeError,
         ["forward_mode: expected True or False, got 1"],
     ),
+    "an argument twice": (
+        lambda x: attend(x, x, x, q=x),
+        TypeError,
+        ["multiple values for argument 'q'"],
+    ),
+    "arrays of another library first": (
+        lambda x: attend(np.asarray(X), x, x),
+        TypeError,
+        ["k: expected an array of numpy like q, got an array of jax"],
+    ),
     "gradients": (
         lambda x: crisscross.criss_cross_attention_backward(x, x, x, x, x, x, dlse=x),
         ValueError,
@@ -139,6 +151,59 @@ def test_a_platform_that_is_asked_for_and_not_there():
         attend(X, X, X, backend="gpu")
     with pytest.raises(crisscross.BackendError, match="backend='gpu' serves the platform 'cuda'"):
         jax.grad(lambda x: attend(x, x, x, backend="gpu").sum())(X)
+    with jax.disable_jit(), pytest.raises(crisscross.BackendError, match="compiled for cpu"):
+        jax.grad(lambda x: attend(x, x, x, backend="gpu").sum())(X)
+
+
+@pytest.mark.parametrize("backend", ["gpu", "cpu", "reference"])
+def test_a_merge_that_is_traced_is_nobody_elses(backend):
+    """It is arithmetic of JAX; who is asked for by name does not serve it."""
+
+    def merge(x):
+        return crisscross.merge_attentions([x], [x[:, :1]], backend=backend)[0]
+
+    with pytest.raises(crisscross.BackendError, match=f"backend='{backend}' serves arrays with"):
+        jax.jit(merge)(X)
+
+
+def test_a_key_is_no_number():
+    keys = jax.random.split(jax.random.key(0), X.shape)
+    with pytest.raises(TypeError, match=r"q: expected an array of .*, got .*PRNGKeyArray"):
+        attend(keys, X, X)
+    with pytest.raises(TypeError, match=r"q\.dtype: expected one of float16.* got key<fry>"):
+        jax.jit(attend)(keys, X, X)
+
+
+def test_options_of_numpy_come_first():
+    """By name, in any order."""
+    axes = np.array([1])
+    found = jax.jit(lambda x: crisscross.criss_cross_attention(axes=axes, q=x, k=x, v=x))(X)
+    assert jnp.allclose(found, attend(X, X, X, axes=(1,)), atol=1e-6)
+
+
+def test_where_no_backend_of_ours_is():
+    """XLA serves there; of what is refused the function tells."""
+
+    class Device(NamedTuple):
+        platform: str
+        id: int
+
+    class Array:
+        def __init__(self, platform, *ids):
+            self.found = {Device(platform, each) for each in ids}
+
+        def is_deleted(self):
+            return not self.found
+
+        def devices(self):
+            return self.found
+
+    cases = {("tpu", 0): True, ("gpu", 0): False, ("cpu", 0): False, ("cpu", 1): True}
+    for (platform, number), expected in cases.items():
+        assert calls._needs_xla([Array(platform, number), None], None) is expected
+    assert not calls._needs_xla([Array("tpu", 0, 1)], None)
+    assert not calls._needs_xla([Array("tpu")], None)
+    assert not calls._needs_xla([Array("tpu", 0)], "gpu")
 
 
 def test_xla_serves_jax_alone():
@@ -239,6 +304,25 @@ for backend in (None, "cpu", "xla"):
 sharded = [jax.device_put(x, NamedSharding(mesh, P("data"))) for x in (q, k, v)]
 for backend in (None, "cpu", "xla"):
     print("jit", backend, close(jax.jit(functools.partial(differentiate, backend))(*sharded)))
+closed = jax.jit(lambda q: find_loss(None, q, *sharded[1:]))
+print(np.allclose(closed(sharded[0]), expected[0], rtol=1e-4))
+# Each on a device of its own: results are where arguments are, and do not mix.
+second = [jax.device_put(x, jax.devices()[1]) for x in (q, k, v)]
+out = crisscross.criss_cross_attention(*second)
+print(out.devices() == second[0].devices(), np.allclose(
+    out, crisscross.criss_cross_attention(q, k, v), atol=1e-5))
+try:
+    crisscross.criss_cross_attention(second[0], jax.device_put(k, jax.devices()[2]), v)
+except crisscross.ArgumentError as error:
+    print("k.device: expected cpu:1 like q, got cpu:2" in str(error))
+print(np.shares_memory(crisscross.from_dlpack(second[0]), crisscross.from_dlpack(second[0])))
+explicit = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+with jax.set_mesh(explicit):
+    named = [jax.device_put(x, P("data")) for x in (q, k, v)]
+    try:
+        jax.jit(functools.partial(find_loss, None))(*named)
+    except crisscross.BridgeError as error:
+        print("whose axes are not sharded by name; use jax.shard_map" in str(error))
 try:
     crisscross.criss_cross_attention(*sharded)
 except crisscross.BridgeError as error:
@@ -251,4 +335,4 @@ def test_many_devices(run_python):
     said = run_python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=4").splitlines()
     expected = [f"{backend} True" for backend in (None, "cpu", "xla") for _ in range(3)]
     expected += [f"jit {backend} True" for backend in (None, "cpu", "xla")]
-    assert said == [*expected, "True True"]
+    assert said == [*expected, "True", "True True", "True", "True", "True", "True True"]

@@ -104,6 +104,12 @@ def test_no_map_in_memory(backend):
     map_bytes = 4 * 256 * 256 * (256 + 256 - 1)
     # Copies of the arrays as strips, and of the weights of a group of these.
     assert compiled.memory_analysis().temp_size_in_bytes < map_bytes / 2
+    # As many positions, mapped over.
+    mapped = jax.jit(jax.vmap(differentiate)).lower(
+        *(x.reshape(16, 1, -1, 64, 64) for x in (q, q, v, v))
+    )
+    in_all = mapped.compile().memory_analysis().temp_size_in_bytes
+    assert in_all < 4 * 16 * 64 * 64 * (64 + 64 - 1) * 2
 
 
 HUGE = {"nan": np.nan, "inf": np.inf}
@@ -123,6 +129,33 @@ def test_hidden_keys_are_never_read(value, backend):
 
     spoilt = [x.at[0, :, 1, 2].set(HUGE[value]) for x in (k, v)]
     assert_close(find(*spoilt), find(k, v), 1e-6)
+
+
+@pytest.mark.parametrize("backend", ["xla", "cpu"])
+def test_hidden_keys_have_no_gradient(backend):
+    """Nor beside queries and gradients that are NaN."""
+    q, k, v = (draw(1, 4, 3, 5, seed=seed).at[0, :, 1, 0].set(np.nan) for seed in range(3))
+    mask = jnp.ones((1, 3, 5), bool).at[0, 1, 2].set(False)
+    attend = functools.partial(crisscross.criss_cross_attention, key_mask=mask, backend=backend)
+    _, dk, dv = jax.jit(lambda *x: jax.vjp(attend, *x)[1](v))(q, k, v)
+    for gradient in (dk, dv):
+        assert (gradient[0, :, 1, 2] == 0).all() and np.isnan(gradient[0, :, 1, 1]).all()
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+def test_merge_of_either_layout(channel_axis, device):
+    q, k, v = (jnp.moveaxis(draw(2, 4, 3, 5, seed=seed), 1, channel_axis) for seed in range(3))
+
+    @jax.jit
+    def find(q, k, v):
+        options = {"heads": 2, "channel_axis": channel_axis, "return_lse": True}
+        row = crisscross.axial_attention(q, k, v, axis=1, **options)
+        column = crisscross.axial_attention(q, k, v, axis=0, include_self=False, **options)
+        parts = zip(row, column, strict=True)
+        whole = crisscross.criss_cross_attention(q, k, v, **options)
+        return crisscross.merge_attentions(*map(list, parts), channel_axis=channel_axis), whole
+
+    assert_close(*find(q, k, v), 1e-5)
 
 
 @pytest.mark.parametrize("backend", ["xla", "cpu"])
@@ -172,7 +205,7 @@ def find_others(q, k, v, mask, dout, backend):
     axial = {**options, "key_mask": mask, "scale": 0.7, "return_lse": True}
     row = crisscross.axial_attention(q, k, v, axis=1, **axial)
     column = crisscross.axial_attention(q, k, v, axis=0, include_self=False, **axial)
-    merged = crisscross.merge_attentions([row[0], column[0]], [row[1], column[1]], **options)
+    merged = crisscross.merge_attentions([row[0], column[0]], [row[1], column[1]])
     given = {**options, "key_mask": mask, "scale": 0.7}
     return {
         "energy": energy,

@@ -64,6 +64,8 @@ def test_second_derivatives_are_those_of_xla():
 def test_nothing_is_called_for_nothing():
     empty = jax.ShapeDtypeStruct((0, 4, 3, 5), jnp.float32)
     assert "callback" not in lower(differentiate, "cuda", empty)
+    empty = jax.ShapeDtypeStruct((0, 2, 4, 3, 5), jnp.float32)
+    assert "callback" not in lower(jax.vmap(differentiate), "cuda", empty)
 
 
 def test_large_problems_on_a_cpu_are_numpys():
@@ -81,6 +83,9 @@ def test_the_bound_counts_multiplications(monkeypatch):
     jax.clear_caches()
     assert CPU in lower(attend, "cpu", SMALL)
     assert CPU not in lower(functools.partial(attend, axes=(0,)), "cpu", SMALL)
+    assert CPU in lower(functools.partial(attend, heads=2), "cpu", SMALL)
+    samples = jax.ShapeDtypeStruct((2, 1, *SMALL.shape[1:]), jnp.float32)
+    assert CPU in lower(jax.vmap(attend), "cpu", samples)
     monkeypatch.setattr(platforms, "_LEAST_FOR_NUMPY", work + 1)
     jax.clear_caches()
     assert CPU not in lower(attend, "cpu", SMALL)
@@ -124,6 +129,14 @@ def test_a_program_of_xla_alone_can_be_exported():
     assert jnp.allclose(exported.call(x), run(x), atol=1e-5)
 
 
+def test_a_program_for_any_number_of_images():
+    (n,) = jax.export.symbolic_shape("n")
+    run = jax.jit(functools.partial(differentiate, backend="xla"))
+    exported = jax.export.export(run)(jax.ShapeDtypeStruct((n, 4, 3, 5), jnp.float32))
+    x = jax.random.normal(jax.random.key(0), (3, 4, 3, 5))
+    assert jnp.allclose(exported.call(x), run(x), atol=1e-5)
+
+
 def test_products_are_as_precise_as_asked_for():
     """What a TPU would round to bfloat16 says how much it may."""
     highest = lower(functools.partial(differentiate, backend="xla"), "tpu", SMALL)
@@ -153,6 +166,28 @@ def test_explain_of_what_is_traced():
     assert "nothing elsewhere" in explain(SMALL, backend="cpu").way
     assert explain(LARGE, backend="xla").way.endswith("by platform: XLA elsewhere")
     assert explain(SMALL).device == "cpu"
+    assert small.reason.endswith("default platform of JAX; faster there below 2^26 multiplications")
+    assert large.reason.endswith(
+        "default platform of JAX; faster there from 2^26 multiplications on"
+    )
+
+
+def test_explain_of_a_platform_that_is_not_here(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    found = explain(LARGE)
+    assert (found.backend, found.device) == ("xla", "tpu:0")
+    assert found.reason == "serves tpu, the default platform of JAX"
+
+
+def test_explain_of_a_mask_that_is_traced():
+    x, told = jnp.zeros(SMALL.shape), []
+
+    def run(mask):
+        told.append(crisscross.explain(x, x, x, key_mask=mask).way)
+        return mask
+
+    jax.eval_shape(run, jax.ShapeDtypeStruct((2, 3, 5), bool))
+    assert told[0].startswith("traced")
 
 
 def test_explain_of_arrays():

@@ -104,6 +104,66 @@ def test_vmap_and_gradients(attend):
     assert_close(jax.jit(jax.grad(total))(v[0]), expected, 1e-4)
 
 
+#: Which of q, k and v are mapped, and the others shared.
+SHARED = [(0, None, None), (None, None, 0), (None, 0, None), (0, None, 0)]
+
+
+@pytest.mark.parametrize("mapped", SHARED)
+def test_gradients_of_what_is_shared(mapped, attend):
+    """Summed over the samples once, also where an output does not depend on them: lse on v."""
+    batches = draw_inputs(3)
+    given = [x if axis == 0 else x[0] for x, axis in zip(batches, mapped, strict=True)]
+
+    def total(loss, *arrays):
+        return jax.vmap(loss, mapped)(*arrays).sum()
+
+    def unroll(*arrays):
+        samples = [
+            [x[i] if axis == 0 else x for x, axis in zip(arrays, mapped, strict=True)]
+            for i in range(3)
+        ]
+        return sum(find_loss(attend_plainly, *sample) for sample in samples)
+
+    expected = jax.grad(unroll, (0, 1, 2))(*given)
+    loss = functools.partial(find_loss, attend)
+    found = jax.grad(functools.partial(total, loss), (0, 1, 2))(*given)
+    assert_close(found, expected, 1e-3)
+    assert_close(jax.jit(jax.grad(functools.partial(total, loss), (0, 1, 2)))(*given), found, 1e-3)
+
+
+def test_second_gradients_of_what_is_shared(attend):
+    q, k, v = draw_inputs(3)
+
+    def curve(attend, q, v):
+        gradient = jax.grad(lambda q: find_loss(attend, q, k[0], v))(q)
+        return (gradient * k[0]).sum()
+
+    found = jax.grad(lambda q: jax.vmap(lambda v: curve(attend, q, v))(v).sum())(q[0])
+    expected = sum(jax.grad(lambda q, i=i: curve(attend_plainly, q, v[i]))(q[0]) for i in range(3))
+    scale = float(jnp.abs(expected).max())
+    assert_close(found / scale, expected / scale, 1e-4)
+
+
+@pytest.mark.parametrize("backend", ["xla", "cpu"])
+def test_operators_of_what_is_shared(backend):
+    """Their gradients too, which have outputs that depend on some of their arrays alone."""
+    q, k = draw(3, 2, 4, 3, 5), draw(2, 4, 3, 5, seed=1)
+
+    def loss(q, k, backend=None):
+        energy = crisscross.ca_weight(q, k, backend=backend)
+        dq, dk = crisscross.ca_weight_backward(energy, q, k, backend=backend)
+        out = crisscross.ca_map(energy, k, backend=backend)
+        dweights, dv = crisscross.ca_map_backward(k, energy, k, backend=backend)
+        return sum((x**2).mean() for x in (energy, dq, dk, out, dweights, dv))
+
+    def total(k):
+        return jax.vmap(lambda q: loss(q, k, backend))(q).sum()
+
+    expected = sum(jax.grad(lambda k, i=i: loss(q[i], k))(k) for i in range(3))
+    scale = float(jnp.abs(expected).max())
+    assert_close(jax.jit(jax.grad(total))(k) / scale, expected / scale, 1e-4)
+
+
 def test_scan_and_remat(attend):
     """Steps that feed each other, rolled up, and made again for the backward."""
     q, k, v = draw_inputs()
@@ -179,10 +239,12 @@ def test_an_eager_call_makes_nothing_anew(attend, monkeypatch):
     differentiate(*inputs)
     assert traced
     traced.clear()
-    before = crisscross.jax.callbacks._find_callback.cache_info().misses
+    kept = crisscross.jax.callbacks._find_callback, crisscross.jax.derivatives.differentiate
+    before = [each.cache_info().misses for each in kept]
     differentiate(*inputs)
+    assert not traced
+    assert [each.cache_info().misses for each in kept] == before
     jax.vmap(attend)(*(x[None] for x in inputs))
     traced.clear()
     jax.vmap(attend)(*(x[None] for x in inputs))
     assert not traced
-    assert crisscross.jax.callbacks._find_callback.cache_info().misses == before
