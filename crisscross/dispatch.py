@@ -170,7 +170,7 @@ def library_of(array: object) -> str:
 
 
 #: What no library's arrays are of, and what there is most of among arguments.
-_NO_ARRAYS = {np.ndarray, bool, float, int, str, type(None)}
+_NO_ARRAYS = (np.ndarray, float, int, str, type(None))
 
 
 def find_calls(values: Iterable[object]) -> Any:
@@ -181,7 +181,7 @@ def find_calls(values: Iterable[object]) -> Any:
     """
     for value in values:
         first = value[0] if isinstance(value, list | tuple) and value else value
-        if type(first) in _NO_ARRAYS:
+        if isinstance(first, _NO_ARRAYS):
             continue
         kind = kind_of(first)
         if kind == "torch":

@@ -46,7 +46,10 @@ def describe(array: Any) -> Description | None:
         )
     devices = sorted(array.devices(), key=lambda device: device.id)
     if len(devices) != 1:
-        expected = "an array on one device; gather it with jax.device_put(x, jax.devices()[0])"
+        expected = (
+            "an array on one device; call within jax.jit or jax.shard_map, or gather it with "
+        )
+        expected += "jax.device_put(x, jax.devices()[0])"
         got = f"an array sharded over {len(devices)} devices"
         return Description(spec, None, Obstacle(expected, got, in_sharing=True))
     (device,) = devices

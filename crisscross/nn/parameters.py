@@ -34,6 +34,13 @@ class Reader:
         self._read: set[str] = set()
         self._given = [x]
         self._traced: list[str] = []
+        #: Of all parameters: what x was to be like, if it is x that does not fit.
+        self._seen: dict[str, set[Any]] = {
+            "library": set(),
+            "dtype": set(),
+            "channels": set(),
+            "axes": set(),
+        }
         self._prefix = ""
         self._parameters: Parameters = parameters
         if not isinstance(parameters, Mapping):
@@ -74,6 +81,7 @@ class Reader:
         """Take the weight of a convolution of size 1: (outputs, inputs), or with sizes of 1."""
         array, spec = self._take(name)
         if spec is not None:
+            self._note_inputs(spec, inputs)
             sizes = spec.shape[2:]
             fits = len(sizes) in (0, self.spatial_ndim) and all(size == 1 for size in sizes)
             if not _fits(spec.shape[:2], (outputs, inputs)) or not fits:
@@ -85,6 +93,7 @@ class Reader:
         """Take the weight of a convolution of odd sizes, one for each spatial axis."""
         array, spec = self._take(name)
         if spec is not None:
+            self._note_inputs(spec, inputs)
             sizes = spec.shape[2:]
             fits = len(sizes) == self.spatial_ndim and all(size % 2 == 1 for size in sizes)
             if not _fits(spec.shape[:2], (outputs, inputs)) or not fits:
@@ -126,6 +135,8 @@ class Reader:
         if description is None:
             return array, None
         self._note_if_traced(label, description)
+        self._seen["library"].add(library_of(array))
+        self._seen["dtype"].add(description.spec.dtype)
         if (library := library_of(array)) != self._library:
             expected = f"an array of {self._library} like x"
             self.findings.add(label, expected, f"an array of {library}", Fault.TYPE)
@@ -135,6 +146,34 @@ class Reader:
         if self.dtype is not None and not is_wide:
             self.findings.check_dtype(label, description.spec, self.dtype, "like x")
         return array, description.spec
+
+    def _note_inputs(self, spec: ArraySpec, inputs: Size) -> None:
+        if spec.ndim > 2:
+            self._seen["axes"].add(spec.ndim - 2)
+        if inputs == self.channels and spec.ndim > 1:
+            self._seen["channels"].add(spec.shape[1])
+
+    def _blame_x(self) -> None:
+        """Say first of x what no parameter fits: a layout that was mistaken, another library's."""
+        before = len(self.findings.mismatches)
+        libraries, dtypes, channels, axes = self._seen.values()
+        if len(libraries) == 1 and self._library not in libraries:
+            got = f"an array of {self._library}"
+            self.findings.add(
+                "x", f"an array of {libraries.pop()} like parameters", got, Fault.TYPE
+            )
+        elif len(dtypes) == 1 and self.dtype is not None and self.dtype not in dtypes:
+            self.findings.add("x.dtype", f"{dtypes.pop()} like parameters", self.dtype, Fault.TYPE)
+        if len(axes) == 1 and self.spatial_ndim not in axes:
+            expected = f"N, channels and {axes.pop()} spatial sizes like parameters"
+            self.findings.add("x.shape", expected, format_shape(self.shape))
+        elif len(channels) == 1 and self.channels not in channels:
+            size = channels.pop()
+            layout = f"(N, {size}, *S)" if self.channel_axis == 1 else f"(N, *S, {size})"
+            expected = f"{layout} like parameters, with channel_axis={self.channel_axis}"
+            self.findings.add("x.shape", expected, format_shape(self.shape))
+        mismatches = self.findings.mismatches
+        mismatches[:] = mismatches[before:] + mismatches[:before]
 
     def _note_if_traced(self, label: str, description: Description | None) -> None:
         obstacle = None if description is None else description.obstacle
@@ -156,6 +195,8 @@ class Reader:
             for name in self._parameters
             if name not in self._read and not str(name).endswith(NO_PARAMETER)
         ]
+        if self.findings.mismatches:
+            self._blame_x()
         if unread:
             expected = f"names among {sorted(self._read)}"
             self.findings.add("parameters", expected, ", ".join(map(repr, unread)))

@@ -176,7 +176,7 @@ def test_doctor_knows_which_arrays_there_are(capsys, monkeypatch):
 
 
 def test_doctor_asks_the_library_which_backend_serves(capsys, monkeypatch):
-    def choose(function: str, device: str, backend: str | None) -> Choice:
+    def choose(function: str, device: str, backend: str | None, library: str) -> Choice:
         if device == "cpu":
             return Choice("abacus", "", ())
         raise BackendError("none")

@@ -230,3 +230,37 @@ def test_parameters_on_another_device():
         CrissCrossError, match=r"parameters\['gamma'\]: expected a tensor with memory"
     ):
         nn.criss_cross_block(parameters, torch.from_numpy(X))
+
+
+#: What x is -> how the errors begin: of parameters all of which would not fit, x is told first.
+OTHERS = {
+    "channels": (np.zeros((1, 6, 3, 5)), "x.shape: expected (N, 8, *S) like parameters, with ch"),
+    "layout": (
+        np.zeros((1, 3, 5, 8)),
+        "x.shape: expected (N, 8, *S) like parameters, with channel_",
+    ),
+    "axes": (
+        np.zeros((3, 8, 5)),
+        "x.shape: expected N, channels and 2 spatial sizes like parameters",
+    ),
+    "dtype": (
+        np.zeros((1, 8, 3, 5), np.float32),
+        "x.dtype: expected float64 like parameters, got f",
+    ),
+    "library": (torch.zeros(1, 8, 3, 5).double(), "x: expected an array of numpy like parameters"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_x_is_what_does_not_fit(name):
+    x, beginning = OTHERS[name]
+    blocks = {
+        nn.criss_cross_block: nn.init_criss_cross_block(8, dtype="float64"),
+        nn.non_local_block: nn.init_non_local_block(8, dtype="float64"),
+        nn.rcca_head: nn.init_rcca_head(8, classes=3, dtype="float64"),
+    }
+    for block, parameters in blocks.items():
+        with pytest.raises((ArgumentError, ArgumentTypeError)) as caught:
+            block(parameters, x)
+        assert str(caught.value.mismatches[0]).startswith(beginning)
+        assert not any(str(each).startswith("x") for each in caught.value.mismatches[1:])

@@ -15,7 +15,7 @@ def device(request):
     try:
         found = jax.devices(request.param)[0]
     except RuntimeError:
-        pytest.skip(f"JAX sees no {request.param} device")
+        pytest.skip(f"JAX sees no {request.param} device")  # the mark asks for one
     with jax.default_device(found):
         yield request.param
 
