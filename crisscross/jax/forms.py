@@ -64,9 +64,12 @@ def attention_backward(
     """Return dq, dk and dv, as functions of all that is given: of out and lse, too."""
     multiply = _find_product(problem)
     q_, k_, v_, out_, dout_ = (_split(x, problem) for x in (q, k, v, out, dout))
+    # What saw no key adds nothing, whatever its gradients are: NaN, as of the square of -inf.
+    has_keys = ~jnp.isneginf(lse)
+    dout_ = jnp.where(has_keys[..., None], dout_, 0.0)
     delta = (dout_ * out_).sum(-1)
     if dlse is not None:
-        delta = delta - dlse
+        delta = delta - jnp.where(has_keys, dlse, 0.0)
     lse = _replace_infinity(lse)
 
     def pull(

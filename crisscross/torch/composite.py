@@ -74,9 +74,12 @@ def _attend_backward(
     wide = (_widen(x) for x in (q, k, v, out, dout))
     q_, k_, v_, out_, dout_ = (_split(x, heads, channel_axis) for x in wide)
     k_, v_ = _hide(k_, key_mask), _hide(v_, key_mask)
+    # What saw no key adds nothing, whatever its gradients are: NaN, as of the square of -inf.
+    has_keys = ~torch.isneginf(lse)
+    dout_ = torch.where(has_keys[..., None], dout_, 0.0)
     delta = (dout_ * out_).sum(-1)
     if dlse is not None:
-        delta = delta - dlse
+        delta = delta - torch.where(has_keys, dlse, 0.0)
     dq, dk, dv = torch.zeros_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
     lse = torch.where(torch.isneginf(lse), 0.0, lse)
     for number, axis in enumerate(_list_axes(axes, q.ndim - 2)):

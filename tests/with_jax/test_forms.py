@@ -145,6 +145,22 @@ def test_hidden_keys_have_no_gradient(backend):
         assert (gradient[0, :, 1, 2] == 0).all() and np.isnan(gradient[0, :, 1, 1]).all()
 
 
+@pytest.mark.parametrize("backend", ["xla", "cpu"])
+def test_what_saw_no_key_has_no_gradient(backend):
+    """Whatever comes back to it, which is NaN of many a function of -inf."""
+    q, k, v = (draw(2, 4, 3, 5, seed=seed) for seed in range(3))
+    mask = jnp.ones((2, 3, 5), bool).at[0].set(False)
+
+    def find_loss(q, k, v):
+        options = {"key_mask": mask, "return_lse": True, "backend": backend}
+        out, lse = crisscross.criss_cross_attention(q, k, v, **options)
+        return jnp.where(jnp.isneginf(lse), 0.0, lse**2).sum() + (out**2).sum()
+
+    gradients = jax.jit(jax.grad(find_loss, (0, 1, 2)))(q, k, v)
+    for gradient in gradients:
+        assert (gradient[0] == 0).all() and (jnp.abs(gradient[1]) > 0).all()
+
+
 @pytest.mark.parametrize("channel_axis", [1, -1])
 def test_merge_of_either_layout(channel_axis, device):
     q, k, v = (jnp.moveaxis(draw(2, 4, 3, 5, seed=seed), 1, channel_axis) for seed in range(3))

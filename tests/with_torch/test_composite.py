@@ -210,6 +210,31 @@ def test_only_what_is_wrong_is_named_within_transforms(name, transform):
         assert str(transformed.value) == str(plain.value)
 
 
+def test_what_saw_no_key_has_no_gradient():
+    """Whatever comes back to it, by the composite as by the operator."""
+    q, k, v = (draw(2, 4, 3, 5, seed=seed) for seed in range(3))
+    mask = torch.ones(2, 3, 5, dtype=torch.bool)
+    mask[0] = False
+    options = {"key_mask": mask, "return_lse": True}
+    out, lse = crisscross.criss_cross_attention(q, k, v, **options)
+    dout, dlse = torch.ones_like(out), torch.ones_like(lse)
+    dout[0], dlse[0] = torch.nan, torch.nan
+
+    def pull(q):
+        return crisscross.criss_cross_attention_backward(
+            dout, q, k, v, out, lse, dlse=dlse, key_mask=mask
+        )
+
+    kept = []
+    push_twice(lambda q: kept.append(pull(q)) or q)(q)
+    for x, expected in zip(kept[0], pull(q), strict=True):
+        plain = x
+        while torch._C._functorch.is_functorch_wrapped_tensor(plain):
+            plain = torch._C._functorch.get_unwrapped(plain)
+        torch.testing.assert_close(plain, expected)
+        assert (expected[0] == 0).all()
+
+
 FORMATS = {"row-major": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
