@@ -61,13 +61,15 @@ class ObstacleError(Exception):
 class Description(NamedTuple):
     """What can be said of an array without touching its memory; no device where it has none.
 
-    One that `is_fake` has no memory, but a library that traces wants to know what comes of it.
+    One that `is_fake` has no memory, but a library that traces wants to know what comes of it. One
+    that `is_traced` stands for arrays of calls to come.
     """
 
     spec: ArraySpec
     device: str | None
     obstacle: Obstacle | None = None
     is_fake: bool = False
+    is_traced: bool = False
 
 
 class Held(NamedTuple):

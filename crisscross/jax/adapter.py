@@ -29,15 +29,18 @@ def describe(array: Any) -> Description | None:
         return Description(spec, None, Obstacle(expected, got))
     # A tracer passes for an array in every way until its memory is asked for: look here first.
     if isinstance(array, jax.core.Tracer):
+        obstacle = Obstacle(
+            "an array with memory, outside of jit, grad and vmap",
+            f"a tracer, {array.aval}",
+            in_sharing=True,
+        )
         if any(part is not None for part in jax.typeof(array).sharding.spec):
-            expected = (
+            obstacle = Obstacle(
                 "an array whose axes are not sharded by name; use jax.shard_map, or a mesh of "
+                "jax.sharding.AxisType.Auto",
+                f"a tracer, {array.aval}",
             )
-            expected += "jax.sharding.AxisType.Auto"
-            return Description(spec, None, Obstacle(expected, f"a tracer, {array.aval}"))
-        expected = "an array with memory, outside of jit, grad and vmap"
-        got = f"a tracer, {array.aval}"
-        return Description(spec, None, Obstacle(expected, got, in_sharing=True))
+        return Description(spec, None, obstacle, is_traced=True)
     if array.is_deleted():
         return Description(
             spec,
@@ -48,8 +51,8 @@ def describe(array: Any) -> Description | None:
     if len(devices) != 1:
         expected = (
             "an array on one device; call within jax.jit or jax.shard_map, or gather it with "
+            "jax.device_put(x, jax.devices()[0])"
         )
-        expected += "jax.device_put(x, jax.devices()[0])"
         got = f"an array sharded over {len(devices)} devices"
         return Description(spec, None, Obstacle(expected, got, in_sharing=True))
     (device,) = devices

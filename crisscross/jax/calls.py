@@ -13,7 +13,7 @@ from crisscross.jax.derivatives import differentiate
 from crisscross.jax.platforms import list_served, tell_preference
 from crisscross.jax.task import Task
 from crisscross.jax.varying import vary_alike
-from crisscross.ops.arguments import bind, check, order, refuse
+from crisscross.ops.arguments import bind, bind_merge, check, refuse
 from crisscross.ops.backends import Choice
 from crisscross.ops.merge import check_merge
 from crisscross.ops.operations import OPERATIONS
@@ -42,7 +42,7 @@ def call_operation(
     arrays = [values[name] for name in operation.tensors]
     if not (forward_mode or _needs_xla(arrays, values["backend"])):
         return function(**values)
-    _, problem = check(operation, values)
+    problem = check(operation, values)
     further = tuple((name, values[name]) for name in ("self_value",) if name in values)
     task = Task(operation.name, problem, values["backend"], further, forward_mode)
     results = differentiate(task)(*vary_alike(arrays))
@@ -51,10 +51,14 @@ def call_operation(
     return results
 
 
+def _is_traced(arrays: Iterable[Any]) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in arrays)
+
+
 def _needs_xla(arrays: Iterable[Any], backend: str | None) -> bool:
     """Say whether arrays are traced, or where no backend of our own is, or XLA was asked for."""
     given = [x for x in arrays if x is not None]
-    if backend == "xla" or any(isinstance(x, jax.core.Tracer) for x in given):
+    if backend == "xla" or _is_traced(given):
         return True
     devices = [x.devices() for x in given if not x.is_deleted()]
     if any(len(each) > 1 for each in devices):
@@ -68,7 +72,7 @@ def _needs_xla(arrays: Iterable[Any], backend: str | None) -> bool:
 
 def find_way(arrays: Sequence[Any], problem: AttentionProblem, backend: str | None) -> Way:
     """Say how `criss_cross_attention` would be called with these arrays."""
-    if not any(isinstance(x, jax.core.Tracer) for x in arrays):
+    if not _is_traced(arrays):
         if not _needs_xla(arrays, backend):
             return Way("directly: arrays with memory, outside of jit, grad and vmap")
         return Way("by XLA, which compiles it")
@@ -91,11 +95,10 @@ def find_way(arrays: Sequence[Any], problem: AttentionProblem, backend: str | No
 
 def _merge(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
     """Merge in plain JAX what is traced: it is arithmetic, which XLA puts together with others."""
-    values = order("merge_attentions", args, given)
-    lists = [] if values is None else [values["outs"], values["lses"]]
-    parts = [x for each in lists if isinstance(each, list | tuple) for x in each]
-    if values is None or not all(isinstance(x, jax.Array) for x in parts):
+    bound = bind_merge(args, given, jax.Array)
+    if bound is None:
         return refuse(function, args, given)
+    values, parts = bound
     if not _needs_xla(parts, values["backend"]):
         return function(**values)
     _, problem = check_merge(**values, shares=False)

@@ -41,7 +41,7 @@ def _make_reverse_mode(task: Task) -> Callable[..., Outputs]:
         else:
             named |= zip(operation.outputs, outputs, strict=True)
             named |= {f"d{name}": x for name, x in zip(operation.outputs, doutputs, strict=True)}
-            backward = dataclasses.replace(task, name=operation.gradients, further=())
+            backward = dataclasses.replace(task, name=operation.gradients)
             gradients = differentiate(backward)(*map(named.get, backward.operation.tensors))
             found = dict(zip(operation.wrt, gradients, strict=True))
         return tuple(found.get(name) for name in operation.tensors)

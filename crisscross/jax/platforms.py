@@ -18,7 +18,7 @@ from jax.interpreters import mlir
 from crisscross.errors import BackendError
 from crisscross.jax.callbacks import call_on_cpu, call_on_cuda
 from crisscross.jax.task import MOST_KEPT, Task
-from crisscross.jax.varying import vary_alike, vary_like
+from crisscross.jax.varying import vary_like
 from crisscross.problem import AttentionProblem
 
 Run = Callable[..., tuple[Array, ...]]
@@ -66,7 +66,7 @@ def stage(task: Task) -> Run:
     Whatever is mapped, all outputs are: JAX sums gradients of what is shared over all samples, also
     those of an output that would not depend on them.
     """
-    run = custom_vmap(lambda *arrays: _stage(task, *vary_alike(arrays)))
+    run = custom_vmap(partial(_stage, task))
 
     @run.def_vmap
     def fold(size: int, mapped: Sequence[bool], *arrays: Array | None) -> Any:

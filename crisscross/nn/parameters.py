@@ -176,8 +176,7 @@ class Reader:
         mismatches[:] = mismatches[before:] + mismatches[:before]
 
     def _note_if_traced(self, label: str, description: Description | None) -> None:
-        obstacle = None if description is None else description.obstacle
-        if self._library == "jax" and obstacle is not None and obstacle.in_sharing:
+        if description is not None and description.is_traced:
             self._traced.append(label)
 
     def _add(self, name: str, expected: str, spec: ArraySpec) -> None:

@@ -79,6 +79,19 @@ def refuse(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[s
     return function(*args, **given)
 
 
+def bind_merge(
+    args: tuple[Any, ...], given: Mapping[str, Any], array_type: type
+) -> tuple[dict[str, Any], list[Any]] | None:
+    """Return the arguments of `merge_attentions` by name, and its parts; None as `bind` does."""
+    values = order("merge_attentions", args, given)
+    lists = [] if values is None else [values["outs"], values["lses"]]
+    parts = [x for each in lists if isinstance(each, list | tuple) for x in each]
+    if values is None or not parts or not all(isinstance(x, array_type) for x in parts):
+        return None
+    values["channel_axis"] = _find_number(values["channel_axis"])
+    return values, parts
+
+
 def _may_be(value: Any, array_type: type) -> bool:
     return value is None or isinstance(value, array_type)
 
@@ -93,10 +106,10 @@ def _read_axes(findings: Findings, name: str, axes: Any) -> list[int | None] | N
 
 
 def _read_integer(findings: Findings, name: str, value: Any) -> int | None:
-    return findings.check_integer(name, find_number(value))
+    return findings.check_integer(name, _find_number(value))
 
 
-def find_number(value: Any) -> Any:
+def _find_number(value: Any) -> Any:
     """Return the number that a compiler's symbol stands for now: options are no sizes."""
     return operator.index(value) if type(value) is int else value
 
@@ -134,9 +147,7 @@ _CCNET: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def check(
-    operation: Operation, values: Mapping[str, Any]
-) -> tuple[Call, AttentionProblem | MapProblem]:
+def check(operation: Operation, values: Mapping[str, Any]) -> AttentionProblem | MapProblem:
     """Raise what the function itself would raise for these arguments; else describe its problem.
 
     No memory is asked for: arrays may be such as a library traces.
@@ -149,15 +160,15 @@ def check(
     if operation.name in _CCNET:
         features, maps = _CCNET[operation.name]
         if features:
-            return call, features_problem(call.findings, call.specs, features=features, maps=maps)
+            return features_problem(call.findings, call.specs, features=features, maps=maps)
         if "self_value" in operation.options:
             number = call.findings.check_real("self_value", values["self_value"])
             spec = call.specs["weights"]
             call.findings.check_holds("self_value", number, None if spec is None else spec.dtype)
         is_port = operation.name == "from_port_layout"
-        return call, map_problem(call.findings, call.specs, maps=maps, ports=is_port)
+        return map_problem(call.findings, call.specs, maps=maps, ports=is_port)
     is_axial = "axis" in operation.options
-    return call, attention_problem(
+    return attention_problem(
         call.findings,
         call.specs,
         scale=values["scale"],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from crisscross.ops.arguments import bind, check, find_number, order, refuse
+from crisscross.ops.arguments import bind, bind_merge, check, refuse
 from crisscross.ops.merge import check_merge
 from crisscross.ops.operations import OPERATIONS, Operation
 from crisscross.ops.routing import Way
@@ -135,15 +135,14 @@ def _cast(operation: Operation, tensors: list[Any], first: Tensor) -> list[Any]:
 
 
 def _merge(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
-    values = order("merge_attentions", args, given)
-    lists = [] if values is None else [values["outs"], values["lses"]]
-    parts = [x for each in lists if isinstance(each, list | tuple) for x in each]
-    known = [x for x in parts if isinstance(x, Tensor)]
-    route = find_route(known) if len(known) == len(parts) > 0 else Route.REFUSED
-    if values is None or route is Route.REFUSED:
+    bound = bind_merge(args, given, Tensor)
+    if bound is None:
+        return refuse(function, args, given)
+    values, parts = bound
+    route = find_route(parts)
+    if route is Route.REFUSED:
         return refuse(function, args, given)
     if route is Route.PLAIN:
         return _run_plain(function, values)
-    values["channel_axis"] = find_number(values["channel_axis"])
     check_merge(**values, shares=False)
     return composite.merge_attentions(values["outs"], values["lses"], values["channel_axis"])
