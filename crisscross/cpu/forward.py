@@ -150,8 +150,8 @@ class _Forward:
                 shape = (*q_tile.shape[:-1], keys_of_strip.stop)
                 weights = workspace.reuse("energies", shape, dtype)
                 compute_energies(q_tile, keys, self.scale, seen, weights)
-                diagonal = find_diagonal(weights, rows, keys_of_strip) if skips_self else None
-                part_peak = exponentiate(weights, diagonal, calm)
+                skipped = [find_diagonal(weights, rows, keys_of_strip)] if skips_self else []
+                part_peak = exponentiate(weights, skipped, calm)
                 part_total = weights @ ones
                 if tame is not None and not np.isfinite(part_total).all():
                     # An infinite energy, which a shift by the peak would have made NaN.

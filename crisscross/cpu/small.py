@@ -15,23 +15,20 @@ from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan
 from crisscross.cpu.strips import lay_along, multiply, view_diagonal
 from crisscross.cpu.weights import (
-    are_tame,
     clear,
     compute_delta,
     compute_energies,
     differentiate,
     exponentiate,
+    find_tame,
     invert,
     may_be_tame,
-    measure_longest,
 )
 from crisscross.problem import AttentionProblem
 
 #: Largest arrays of an image that are copied, channels last, whatever their layout: in the first
 #: caches that costs less than any care for it.
 TINY_BYTES = 1 << 17
-#: Fewest energies of an image of which it is worth asking whether they need a shift.
-LEAST_ENERGIES = 1 << 15
 
 
 class _Side(NamedTuple):
@@ -120,6 +117,12 @@ class _Group:
         seen = None if self.key_mask is None else self.lay(self.key_mask, side)
         compute_energies(q, k, self._problem.scale, seen, side.of(to))
 
+    def view_excluded(self, energies: np.ndarray) -> list[np.ndarray]:
+        """View those of the energies of all axes that a side is to exclude."""
+        return [
+            view_diagonal(side.of(energies)) for side in self.sides if side.excluded is not None
+        ]
+
     def add_up(
         self, name: str, target: np.ndarray, products: list[_Product], scale: float = 1.0
     ) -> None:
@@ -168,13 +171,10 @@ def attend_small(
     weights = group.take("energies", (*lse.shape, group.keys))
     for side in group.sides:
         group.compute_energies(side, group.lay(q, side), group.lay(k, side), weights)
-        if side.excluded is not None:
-            view_diagonal(side.of(weights))[...] = -np.inf
     tame = None
-    worth_asking = weights[0].size >= LEAST_ENERGIES and may_be_tame(group.keys)
-    if key_mask is None and worth_asking:
-        tame = are_tame(measure_longest(q), measure_longest(k), problem.scale)
-    peak = exponentiate(weights, None, tame)
+    if key_mask is None and may_be_tame(group.keys):
+        tame = find_tame(weights)
+    peak = exponentiate(weights, group.view_excluded(weights), tame)
     total = weights @ np.ones(group.keys, plan.dtype)
     if tame is not None and not np.isfinite(total).all():
         # An infinite energy, which a shift by the peak would have made NaN.
@@ -229,12 +229,7 @@ def differentiate_small(
         dq_parts.append(_Product(side, dtile, keys))
         dk_parts.append(_Product(side, dtile.swapaxes(-1, -2), queries))
         dv_parts.append(_Product(side, tile.swapaxes(-1, -2), douts))
-    diagonals = [
-        view_diagonal(side.of(tile))
-        for side in group.sides
-        if side.excluded is not None
-        for tile in (weights, denergies)
-    ]
+    diagonals = [*group.view_excluded(weights), *group.view_excluded(denergies)]
     differentiate(weights, denergies, lse, delta, diagonals)
     group.add_up("dq", dq, dq_parts, problem.scale)
     group.add_up("dk", dk, dk_parts, problem.scale)

@@ -29,19 +29,19 @@ def compute_energies(
 
 
 def exponentiate(
-    energies: np.ndarray, diagonal: np.ndarray | None, tame: np.ndarray | None = None
+    energies: np.ndarray, diagonals: Sequence[np.ndarray], tame: np.ndarray | None = None
 ) -> np.ndarray:
     """Turn energies into weights in place; return the peaks that they are relative to.
 
-    `diagonal`, where given, is the view of those without a weight. Strips that are `tame` (...)
-    are not shifted: their peak is 0.
+    `diagonals` are the views of those without a weight. Strips that are `tame` (...) are not
+    shifted: their peak is 0.
     """
     if tame is not None and tame.all():
         np.exp(energies, out=energies)
-        if diagonal is not None:
+        for diagonal in diagonals:
             diagonal[...] = 0
         return np.zeros(energies.shape[:-1], energies.dtype)
-    if diagonal is not None:
+    for diagonal in diagonals:
         diagonal[...] = -np.inf
     peak = np.asarray(energies.max(axis=-1))
     if tame is not None:
@@ -78,6 +78,21 @@ def are_tame(longest_q: np.ndarray, longest_k: np.ndarray, scale: float) -> np.n
     Those of vectors that are not finite have to be found out later.
     """
     tame: np.ndarray = np.sqrt(longest_q) * np.sqrt(longest_k) * abs(scale) <= _TAME_ENERGY
+    return tame
+
+
+def find_tame(energies: np.ndarray) -> np.ndarray:
+    """Whether energies need no shift, of all of each image and head, (N, heads, ...), in C order.
+
+    Where they are at hand as a whole, to look at them costs less than a shift of each row. Those
+    that are not finite do not count: they have to be found out later.
+    """
+    flat = energies.reshape(*energies.shape[:2], -1, copy=False)
+    highest, lowest = flat.max(axis=-1), flat.min(axis=-1)
+    if not np.isfinite(highest - lowest).all():
+        finite = np.where(np.isfinite(flat), flat, 0)
+        highest, lowest = finite.max(axis=-1), finite.min(axis=-1)
+    tame: np.ndarray = np.maximum(highest, -lowest) <= _TAME_ENERGY
     return tame
 
 

@@ -87,18 +87,16 @@ def test_images_interleaved_in_memory(dtype):
     assert_same_bits(run(case), expected)
 
 
-@pytest.mark.parametrize(("least", "wild"), [(1500, 1.0), (1, 1e4)])
 @pytest.mark.parametrize("most_flops", [1e8, 0])
-def test_an_image_is_not_judged_by_its_neighbours(monkeypatch, most_flops, least, wild):
+def test_an_image_is_not_judged_by_its_neighbours(monkeypatch, most_flops):
     """Whether energies may do without a shift is asked of an image, whoever is beside it."""
     monkeypatch.setattr(plan, "SMALL_IMAGE_FLOPS", most_flops)
     monkeypatch.setattr(small, "TINY_BYTES", 0)
-    monkeypatch.setattr(small, "LEAST_ENERGIES", least)
     monkeypatch.setattr(weights, "_FEWEST_KEYS", 8)
     crisscross.set_num_threads(1)
     case = make_case((8, 8), batch=2, head_size_v=16)
     q = case.q.copy()
-    q[1] *= wild
+    q[1] *= 1e4
     both = crisscross.criss_cross_attention(q, case.k, case.v)
     alone = crisscross.criss_cross_attention(q[:1], case.k[:1], case.v[:1])
     np.testing.assert_array_equal(both[:1], alone)

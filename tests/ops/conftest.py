@@ -25,7 +25,6 @@ LIMITS = {
     "tiny": [],
     "small": [
         (small, "TINY_BYTES", 0),
-        (small, "LEAST_ENERGIES", 1),
         *ROOMY,
         (weights, "_FEWEST_KEYS", 3),
     ],
