@@ -25,6 +25,7 @@ from crisscross.cpu.weights import (
     join,
     may_be_tame,
     measure_longest,
+    sum_weights,
 )
 from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem, split_heads
@@ -150,12 +151,9 @@ class _Forward:
                 shape = (*q_tile.shape[:-1], keys_of_strip.stop)
                 weights = workspace.reuse("energies", shape, dtype)
                 compute_energies(q_tile, keys, self.scale, seen, weights)
-                skipped = [find_diagonal(weights, rows, keys_of_strip)] if skips_self else []
-                part_peak = exponentiate(weights, skipped, calm)
-                part_total = weights @ ones
-                if tame is not None and not np.isfinite(part_total).all():
-                    # An infinite energy, which a shift by the peak would have made NaN.
-                    part_total[np.isinf(part_total)] = np.nan
+                diagonals = [find_diagonal(weights, rows, keys_of_strip)] if skips_self else []
+                part_peak = exponentiate(weights, diagonals, calm)
+                part_total = sum_weights(weights, ones, calm)
                 state = block.of(peak)[..., rows], block.of(total)[..., rows]
                 rest = None
                 if first:

@@ -23,6 +23,7 @@ from crisscross.cpu.weights import (
     find_tame,
     invert,
     may_be_tame,
+    sum_weights,
 )
 from crisscross.problem import AttentionProblem
 
@@ -175,10 +176,7 @@ def attend_small(
     if key_mask is None and may_be_tame(group.keys):
         tame = find_tame(weights)
     peak = exponentiate(weights, group.view_excluded(weights), tame)
-    total = weights @ np.ones(group.keys, plan.dtype)
-    if tame is not None and not np.isfinite(total).all():
-        # An infinite energy, which a shift by the peak would have made NaN.
-        total[np.isinf(total)] = np.nan
+    total = sum_weights(weights, np.ones(group.keys, plan.dtype), tame)
     np.log(total, out=lse)
     lse += peak
     weights *= invert(total)[..., None]

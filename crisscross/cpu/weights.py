@@ -96,6 +96,15 @@ def find_tame(energies: np.ndarray) -> np.ndarray:
     return tame
 
 
+def sum_weights(weights: np.ndarray, ones: np.ndarray, tame: np.ndarray | None) -> np.ndarray:
+    """Sum what `exponentiate` made of energies over the keys; `ones` has one for each."""
+    total: np.ndarray = weights @ ones
+    if tame is not None and not np.isfinite(total).all():
+        # An infinite energy, which a shift by the peak would have made NaN.
+        total[np.isinf(total)] = np.nan
+    return total
+
+
 def join(
     peak: np.ndarray,
     total: np.ndarray,
