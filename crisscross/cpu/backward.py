@@ -9,6 +9,7 @@ import numpy as np
 from crisscross.cpu.copies import convert, fits, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan, make_plan
+from crisscross.cpu.products import multiply
 from crisscross.cpu.small import differentiate_small
 from crisscross.cpu.strips import (
     Block,
@@ -17,7 +18,6 @@ from crisscross.cpu.strips import (
     cut_tasks,
     find_diagonal,
     lay_along,
-    multiply,
 )
 from crisscross.cpu.sums import AxisSum
 from crisscross.cpu.weights import clear, compute_delta, compute_energies, differentiate

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from crisscross.cpu.crew import run_images
-from crisscross.cpu.strips import multiply
+from crisscross.cpu.products import multiply
 from crisscross.problem import MapProblem
 
 

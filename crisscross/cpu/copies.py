@@ -18,21 +18,26 @@ from crisscross.cpu.crew import Crew
 from crisscross.cpu.strips import fits_blas, lay_along
 from crisscross.cpu.workspace import Workspace
 
-#: Bytes that are copied at a time: few enough for a cache, and so many that threads do not wait
-#: for each other in the interpreter.
-CHUNK_BYTES = 1 << 19
+#: Bytes that are copied at a time, in and out: few enough for a cache, and so many that threads do
+#: not wait for each other in the interpreter.
+_CHUNK_IN, _CHUNK_OUT = 1 << 20, 1 << 19
+#: Fewest positions that are copied out at a time: those of a channel may lie together.
+_POSITIONS_OUT = 512
 
 _CLASH_BYTES = 512
+_CLASH_OF_ROWS = 4096
 _LINE_BYTES = 64
 
 
 def take_features(
     workspace: Workspace, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> np.ndarray:
-    """Lend (N, heads, *S, D), channels innermost, with room behind each vector where it helps."""
-    *outer, channels = shape
-    memory = workspace.reuse(name, (*outer, _pad(channels, dtype)), dtype)
-    return memory[..., :channels]
+    """Lend (N, heads, *S, D), channels innermost; room behind vectors and rows where it helps."""
+    *outer, row, channels = shape
+    size = _pad(channels, dtype)
+    roomy = row + (row * size * dtype.itemsize % _CLASH_OF_ROWS == 0)
+    memory = workspace.reuse(name, (*outer, roomy, size), dtype)
+    return memory[..., :row, :channels]
 
 
 def _pad(count: int, dtype: np.dtype[Any]) -> int:
@@ -71,7 +76,7 @@ def convert(
             continue
         copy = take_features(crew.workspace, f"{name} copy", array.shape, dtype)
         converted.append(copy)
-        pieces += _cut_pieces(array, copy)
+        pieces += _cut_pieces(array, copy, _CHUNK_IN)
     if pieces:
         crew.run(pieces, lambda piece, workspace: _turn(*piece, workspace))
     for name, copy in zip(features, converted, strict=True):
@@ -86,7 +91,11 @@ def write_back(results: Sequence[tuple[np.ndarray, np.ndarray]], crew: Crew) -> 
     def work(piece: _Piece, _: Workspace) -> None:
         piece.target[...] = piece.source
 
-    pieces = [piece for result, target in results for piece in _cut_pieces(result, target)]
+    pieces = []
+    for result, target in results:
+        vector_bytes = result.shape[-1] * max(result.itemsize, target.itemsize)
+        chunk = max(_CHUNK_OUT, _POSITIONS_OUT * vector_bytes)
+        pieces += _cut_pieces(result, target, chunk)
     if pieces:
         crew.run(pieces, work)
 
@@ -98,8 +107,8 @@ class _Piece(NamedTuple):
     target: np.ndarray
 
 
-def _cut_pieces(source: np.ndarray, target: np.ndarray) -> list[_Piece]:
-    """Cut two arrays (N, heads, *S, D) along their positions."""
+def _cut_pieces(source: np.ndarray, target: np.ndarray, chunk: int) -> list[_Piece]:
+    """Cut two arrays (N, heads, *S, D) along their positions, into pieces of `chunk` bytes."""
     pieces = []
     for n, head in np.ndindex(source.shape[:2]):
         image = _Piece(source[n, head], target[n, head])
@@ -107,7 +116,7 @@ def _cut_pieces(source: np.ndarray, target: np.ndarray) -> list[_Piece]:
             flat = (-1, source.shape[-1])
             image = _Piece(*(x.reshape(flat, copy=False) for x in image))
         row_bytes = image.target[:1].size * max(source.itemsize, target.itemsize)
-        step = max(1, CHUNK_BYTES // max(1, row_bytes))
+        step = max(1, chunk // max(1, row_bytes))
         for start in range(0, len(image.source), step):
             run = slice(start, start + step)
             pieces.append(_Piece(image.source[run], image.target[run]))
@@ -123,8 +132,9 @@ def _turn(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
         count = math.prod(spatial)
         room = workspace.reuse("turned", (channels, _pad(count, target.dtype)), target.dtype)
         flat = room[:, :count]
-        flat.reshape(channels, *spatial, copy=False)[...] = np.moveaxis(source, -1, 0)
-        source, target = flat.T, target.reshape(count, channels, copy=False)
+        turned = flat.reshape(channels, *spatial, copy=False)
+        turned[...] = np.moveaxis(source, -1, 0)
+        source = np.moveaxis(turned, 0, -1)
     target[...] = source
 
 

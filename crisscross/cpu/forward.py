@@ -7,6 +7,7 @@ import numpy as np
 from crisscross.cpu.copies import convert, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan, make_plan
+from crisscross.cpu.products import multiply
 from crisscross.cpu.small import attend_small
 from crisscross.cpu.strips import (
     Task,
@@ -14,7 +15,6 @@ from crisscross.cpu.strips import (
     find_diagonal,
     fits_tile,
     lay_along,
-    multiply,
 )
 from crisscross.cpu.sums import AxisSum
 from crisscross.cpu.weights import (

@@ -13,7 +13,8 @@ import numpy as np
 from crisscross.cpu.copies import convert, find_hidden, fits, take_features, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan
-from crisscross.cpu.strips import lay_along, multiply, view_diagonal
+from crisscross.cpu.products import multiply
+from crisscross.cpu.strips import lay_along, view_diagonal
 from crisscross.cpu.weights import (
     clear,
     compute_delta,

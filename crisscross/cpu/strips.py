@@ -1,4 +1,4 @@
-"""Arrays seen as strips along one axis, cut into blocks and tiles, and multiplied.
+"""Arrays seen as strips along one axis, cut into blocks and tiles.
 
 Every strip is a matrix, (L, D). With the channels innermost BLAS takes it as it lies in memory,
 along every axis.
@@ -127,22 +127,3 @@ def view_diagonal(energies: np.ndarray) -> np.ndarray:
     """View the energies (..., L, L) of positions with themselves, whatever the strides."""
     diagonal: np.ndarray = np.einsum("...ii->...i", energies)
     return diagonal
-
-
-def multiply(
-    weights: np.ndarray, values: np.ndarray, result: np.ndarray, *, excluded: int | None
-) -> None:
-    """Fill `result` with weights (..., rows, x) times values (..., x, D).
-
-    With `excluded`, values[..., i + excluded, :] has no part in row i. Its weight is zero, but zero
-    times NaN or infinity is not: strips with such values are done again without it. Any such value
-    shows in every row, so it is enough to look at the first.
-    """
-    np.matmul(weights, values, out=result)
-    if excluded is None or np.isfinite(result[..., 0, :]).all():
-        return
-    keys = np.arange(values.shape[-2])
-    for strip in zip(*np.nonzero(~np.isfinite(values).all(axis=(-2, -1))), strict=True):
-        for row in range(weights.shape[-2]):
-            seen = keys != row + excluded
-            result[strip][row] = weights[strip][row, seen] @ values[strip][seen]

@@ -72,7 +72,7 @@ class AxisSum:
             return
         before = block.of(self._before)[..., rows, :]
         if share is not None:
-            before = np.multiply(before, share[..., None], out=after)
+            before *= share[..., None]
         np.add(before, product, out=after)
 
     @property

@@ -22,6 +22,8 @@ from crisscross.errors import ArgumentError, ArgumentTypeError, Mismatch
 #: Environment variable with the number of threads, where `set_num_threads` was not called.
 ENVIRONMENT_VARIABLE = "CRISSCROSS_NUM_THREADS"
 
+#: What OpenBLAS calls the CPUs that it has such kernels for.
+_SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 #: Threads of the pool, started as they are needed; more helpers than these wait in line.
 _MOST_HELPERS = 64
 
@@ -35,6 +37,7 @@ class _State:
         self.lock = threading.Lock()
         self.requested: int | None = None
         self.libraries: list[Any] | None = None
+        self.small_kernels: bool | None = None
         self.callers = 0
         #: Threads of each BLAS before it was held to one; empty while it is not.
         self.before: list[int] = []
@@ -127,6 +130,14 @@ def _find_libraries() -> list[Any]:
 
 def _list_blas_threads() -> list[int]:
     return [library.get_num_threads() for library in _find_libraries()]
+
+
+def has_small_kernels() -> bool:
+    """Whether BLAS is an OpenBLAS with kernels for small matrices, on this CPU."""
+    if _state.small_kernels is None:
+        architectures = {getattr(library, "architecture", None) for library in _find_libraries()}
+        _state.small_kernels = not architectures.isdisjoint(_SMALL_KERNELS)
+    return _state.small_kernels
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -406,3 +407,10 @@ def test_spawned_children_compute_the_same(tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize(("architecture", "small"), [("SkylakeX", True), ("Haswell", False)])
+def test_kernels_for_small_matrices_are_known_by_the_cpu(monkeypatch, architecture, small):
+    monkeypatch.setattr(threads, "_state", threads._State())
+    threads._state.libraries = [SimpleNamespace(), SimpleNamespace(architecture=architecture)]
+    assert threads.has_small_kernels() == small

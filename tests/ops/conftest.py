@@ -5,10 +5,24 @@ from __future__ import annotations
 import pytest
 
 import crisscross
-from crisscross.cpu import backward, copies, plan, small, strips, weights
+from crisscross.cpu import backward, copies, plan, products, small, strips, weights
 
-#: Room behind every vector and between all channels, as large ones need it.
-ROOMY = [(copies, "CHUNK_BYTES", 96), (copies, "_CLASH_BYTES", 4), (copies, "_LINE_BYTES", 16)]
+#: Room behind every vector and row and between all channels, as large ones need it.
+ROOMY = [
+    (copies, "_CHUNK_IN", 96),
+    (copies, "_CHUNK_OUT", 96),
+    (copies, "_POSITIONS_OUT", 2),
+    (copies, "_CLASH_BYTES", 4),
+    (copies, "_CLASH_OF_ROWS", 4),
+    (copies, "_LINE_BYTES", 16),
+]
+#: Products in pieces, whatever the CPU.
+PIECES = [
+    (products, "has_small_kernels", lambda: True),
+    (products, "_SMALL_PRODUCT", 24),
+    (products, "_CHANNELS_OF_PIECE", 3),
+    (products, "_ROWS_OF_PIECE", (2, 1)),
+]
 #: Limits so low that the small problems of the tests have many blocks, tiles, chunks and ranges.
 BLOCKS = [
     (plan, "SMALL_IMAGE_FLOPS", 0),
@@ -17,6 +31,7 @@ BLOCKS = [
     (strips, "BLOCK_BYTES", 512),
     (strips, "LEAST_ROWS", 2),
     *ROOMY,
+    *PIECES,
     (weights, "_FEWEST_KEYS", 3),
     (backward, "_KEYS_OF_RANGE", 3),
     (backward, "_DELTA_BYTES", 96),

@@ -1,0 +1,105 @@
+"""Weights times strips of values: the products in which most of the time goes.
+
+OpenBLAS has kernels for small matrices on CPUs with AVX-512. They take matrices as they lie in
+memory, and are faster than those for large ones, which copy them first, even where one large
+product has to be cut into many small ones: by a sixth at strips of 97 with 512 channels.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from crisscross.cpu.threads import has_small_kernels
+
+#: Most multiplications of a product that goes to the kernels for small matrices.
+_SMALL_PRODUCT = 10**6
+#: Channels and, of strips too long for all, rows of a product cut out of a larger one.
+_CHANNELS_OF_PIECE = 64
+_ROWS_OF_PIECE = (32, 16)
+#: Of the second cache of a core: bytes after which addresses share lines, and how many may do so.
+_CACHE_PERIOD = 1 << 16
+_CACHE_WAYS = 8
+
+
+def multiply(
+    weights: np.ndarray, values: np.ndarray, result: np.ndarray, *, excluded: int | None
+) -> None:
+    """Fill `result` with weights (..., rows, x) times values (..., x, D).
+
+    With `excluded`, values[..., i + excluded, :] has no part in row i. Its weight is zero, but zero
+    times NaN or infinity is not: strips with such values are done again without it. Any such value
+    shows in every row, so it is enough to look at the first.
+    """
+    (rows, keys), channels = weights.shape[-2:], values.shape[-1]
+    if rows * keys * channels <= _SMALL_PRODUCT or _crowd(values) or not has_small_kernels():
+        np.matmul(weights, values, out=result)
+    else:
+        _multiply_pieces(weights, values, result)
+    if excluded is None or np.isfinite(result[..., 0, :]).all():
+        return
+    keys = np.arange(values.shape[-2])
+    for strip in zip(*np.nonzero(~np.isfinite(values).all(axis=(-2, -1))), strict=True):
+        for row in range(weights.shape[-2]):
+            seen = keys != row + excluded
+            result[strip][row] = weights[strip][row, seen] @ values[strip][seen]
+
+
+class _Run(NamedTuple):
+    """A range of rows or channels, and how many pieces of one size it is cut into."""
+
+    range: slice
+    pieces: int
+
+
+def _multiply_pieces(weights: np.ndarray, values: np.ndarray, result: np.ndarray) -> None:
+    """Multiply in pieces small enough for the kernels for small matrices, where there are any."""
+    (rows, keys), channels = weights.shape[-2:], values.shape[-1]
+    height, width = _choose_piece(rows, keys, channels)
+    for down, across in product(_cut_even(rows, height), _cut_even(channels, width)):
+        part = _part_channels(result[..., down.range, across.range], across.pieces)
+        np.matmul(
+            _part_rows(weights[..., down.range, :], down.pieces)[..., None, :, :, :],
+            _part_channels(values[..., across.range], across.pieces)[..., None, :, :],
+            out=_part_rows(part, down.pieces),
+        )
+
+
+def _choose_piece(rows: int, keys: int, channels: int) -> tuple[int, int]:
+    """Choose rows and channels of a piece; all of them, if none would be small enough."""
+    width = min(channels, _CHANNELS_OF_PIECE)
+    few, fewest = (min(rows, height) for height in _ROWS_OF_PIECE)
+    for piece in ((few, channels), (rows, width), (few, width), (fewest, width)):
+        if piece[0] * keys * piece[1] <= _SMALL_PRODUCT:
+            return piece
+    return rows, channels
+
+
+def _crowd(strips: np.ndarray) -> bool:
+    """Whether the positions of a strip (..., x, D) compete for a few lines of a cache."""
+    apart = math.gcd(strips.strides[-2], _CACHE_PERIOD)
+    positions: int = strips.shape[-2]
+    return positions * apart > _CACHE_WAYS * _CACHE_PERIOD
+
+
+def _cut_even(count: int, size: int) -> list[_Run]:
+    """Cut a range into pieces of `size`, and one of the rest."""
+    pieces, rest = divmod(count, size)
+    runs = [_Run(slice(0, count - rest), pieces), _Run(slice(count - rest, count), 1)]
+    return runs if rest else runs[:1]
+
+
+def _part_rows(matrices: np.ndarray, pieces: int) -> np.ndarray:
+    """View (..., rows, D) as (..., pieces, rows of a piece, D)."""
+    *outer, rows, size = matrices.shape
+    return matrices.reshape(*outer, pieces, rows // pieces, size, copy=False)
+
+
+def _part_channels(matrices: np.ndarray, pieces: int) -> np.ndarray:
+    """View (..., rows, D) as (..., pieces, rows, D of a piece)."""
+    *outer, rows, size = matrices.shape
+    parts = matrices.reshape(*outer, rows, pieces, size // pieces, copy=False)
+    return parts.swapaxes(-2, -3)
