@@ -132,7 +132,6 @@ class _Forward:
             tame = self.tame.reshape(*self.tame.shape, *[1] * (spatial_ndim - 1))
             tame = np.broadcast_to(tame, total.shape[:-1])
         keys_of_strip = slice(0, total.shape[-1])
-        ones = np.ones(keys_of_strip.stop, dtype)
         tasks = cut_tasks(
             total.shape,
             dtype.itemsize,
@@ -153,7 +152,7 @@ class _Forward:
                 compute_energies(q_tile, keys, self.scale, seen, weights)
                 diagonals = [find_diagonal(weights, rows, keys_of_strip)] if skips_self else []
                 part_peak = exponentiate(weights, diagonals, calm)
-                part_total = sum_weights(weights, ones, calm)
+                part_total = sum_weights(weights, calm)
                 state = block.of(peak)[..., rows], block.of(total)[..., rows]
                 rest = None
                 if first:

@@ -16,6 +16,7 @@ from crisscross.cpu.plan import Plan
 from crisscross.cpu.products import multiply
 from crisscross.cpu.strips import lay_along, view_diagonal
 from crisscross.cpu.weights import (
+    are_calm,
     clear,
     compute_delta,
     compute_energies,
@@ -24,6 +25,7 @@ from crisscross.cpu.weights import (
     find_tame,
     invert,
     may_be_tame,
+    normalise_calm,
     sum_weights,
 )
 from crisscross.problem import AttentionProblem
@@ -77,12 +79,13 @@ class _Group:
         """Return features as BLAS takes them; zeros in hidden keys and values."""
         if not self._tiny:
             return convert(features, self._plan.dtype, self._crew, self.key_mask)
-        hidden = find_hidden(self.key_mask)
-        copies = {
-            name: np.ascontiguousarray(array, self._plan.dtype) for name, array in features.items()
-        }
+        dtype, hidden = self._plan.dtype, find_hidden(self.key_mask)
+        copies = [np.ascontiguousarray(array, dtype) for array in features.values()]
+        if not hidden:
+            return copies
         return [
-            clear(copy, hidden[name]) if name in hidden else copy for name, copy in copies.items()
+            clear(copy, hidden[name]) if name in hidden else copy
+            for name, copy in zip(features, copies, strict=True)
         ]
 
     def compute_delta(
@@ -114,15 +117,17 @@ class _Group:
         """Lend scratch."""
         return self._crew.workspace.reuse(name, shape, self._plan.dtype)
 
-    def compute_energies(self, side: _Side, q: np.ndarray, k: np.ndarray, to: np.ndarray) -> None:
-        """Fill a side of the energies `to` from strips of q and k."""
+    def compute_energies(self, side: _Side, q: np.ndarray, k: np.ndarray, tile: np.ndarray) -> None:
+        """Fill the energies of a side from strips of q and k."""
         seen = None if self.key_mask is None else self.lay(self.key_mask, side)
-        compute_energies(q, k, self._problem.scale, seen, side.of(to))
+        compute_energies(q, k, self._problem.scale, seen, tile)
 
-    def view_excluded(self, energies: np.ndarray) -> list[np.ndarray]:
-        """View those of the energies of all axes that a side is to exclude."""
+    def view_excluded(self, tiles: list[np.ndarray]) -> list[np.ndarray]:
+        """View those of the energies of each side that it is to exclude."""
         return [
-            view_diagonal(side.of(energies)) for side in self.sides if side.excluded is not None
+            view_diagonal(tile)
+            for side, tile in zip(self.sides, tiles, strict=True)
+            if side.excluded is not None
         ]
 
     def add_up(
@@ -171,24 +176,43 @@ def attend_small(
     group = _Group(problem, plan, crew, key_mask)
     q, k, v = group.prepare(q=q, k=k, v=v)
     weights = group.take("energies", (*lse.shape, group.keys))
-    for side in group.sides:
-        group.compute_energies(side, group.lay(q, side), group.lay(k, side), weights)
-    tame = None
-    if key_mask is None and may_be_tame(group.keys):
-        tame = find_tame(weights)
-    peak = exponentiate(weights, group.view_excluded(weights), tame)
-    total = sum_weights(weights, np.ones(group.keys, plan.dtype), tame)
-    np.log(total, out=lse)
-    lse += peak
-    weights *= invert(total)[..., None]
+    tiles = [side.of(weights) for side in group.sides]
+    for side, tile in zip(group.sides, tiles, strict=True):
+        group.compute_energies(side, group.lay(q, side), group.lay(k, side), tile)
+    diagonals = group.view_excluded(tiles)
+    keyless = None
+    if key_mask is None and may_be_tame(group.keys) and are_calm(weights):
+        normalise_calm(weights, diagonals, lse)
+    else:
+        keyless = _normalise(weights, diagonals, lse, judged=key_mask is None)
     group.add_up(
         "out",
         out,
-        [_Product(side, side.of(weights), group.lay(v, side)) for side in group.sides],
+        [
+            _Product(side, tile, group.lay(v, side))
+            for side, tile in zip(group.sides, tiles, strict=True)
+        ],
     )
-    if not total.all():
+    if keyless is not None and keyless.any():
         # Weights of zero, but the values may be NaN.
-        out[total == 0] = 0
+        out[keyless] = 0
+
+
+def _normalise(
+    energies: np.ndarray, diagonals: list[np.ndarray], lse: np.ndarray, *, judged: bool
+) -> np.ndarray:
+    """Turn any energies into weights whose sum is 1, in place; fill `lse`; tell who has no key.
+
+    Unless they are `judged`, all are shifted.
+    """
+    tame = find_tame(energies) if judged and may_be_tame(energies.shape[-1]) else None
+    peak = exponentiate(energies, diagonals, tame)
+    total = sum_weights(energies, tame)
+    np.log(total, out=lse)
+    lse += peak
+    energies *= invert(total)[..., None]
+    keyless: np.ndarray = total == 0
+    return keyless
 
 
 def differentiate_small(
@@ -219,16 +243,16 @@ def differentiate_small(
     weights, denergies = (
         group.take(name, (*lse.shape, group.keys)) for name in ("energies", "denergies")
     )
+    tiles, dtiles = ([side.of(x) for side in group.sides] for x in (weights, denergies))
     dq_parts, dk_parts, dv_parts = [], [], []
-    for side in group.sides:
+    for side, tile, dtile in zip(group.sides, tiles, dtiles, strict=True):
         queries, keys, values, douts = (group.lay(x, side) for x in (q, k, v, arriving))
-        group.compute_energies(side, queries, keys, weights)
-        tile, dtile = side.of(weights), side.of(denergies)
+        group.compute_energies(side, queries, keys, tile)
         np.matmul(douts, values.swapaxes(-1, -2), out=dtile)
         dq_parts.append(_Product(side, dtile, keys))
         dk_parts.append(_Product(side, dtile.swapaxes(-1, -2), queries))
         dv_parts.append(_Product(side, tile.swapaxes(-1, -2), douts))
-    diagonals = [*group.view_excluded(weights), *group.view_excluded(denergies)]
+    diagonals = [*group.view_excluded(tiles), *group.view_excluded(dtiles)]
     differentiate(weights, denergies, lse, delta, diagonals)
     group.add_up("dq", dq, dq_parts, problem.scale)
     group.add_up("dk", dk, dk_parts, problem.scale)

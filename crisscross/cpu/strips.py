@@ -42,6 +42,8 @@ class Task(NamedTuple):
 
 def lay_along(array: np.ndarray, axis: int, spatial_ndim: int) -> np.ndarray:
     """View (N, heads, *S, ...) as (N, heads, *others, L, ...), L being spatial `axis`."""
+    if axis == spatial_ndim - 1:
+        return array
     return array.transpose(_order_axes(array.ndim, axis, spatial_ndim))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -96,13 +98,36 @@ def find_tame(energies: np.ndarray) -> np.ndarray:
     return tame
 
 
-def sum_weights(weights: np.ndarray, ones: np.ndarray, tame: np.ndarray | None) -> np.ndarray:
-    """Sum what `exponentiate` made of energies over the keys; `ones` has one for each."""
-    total: np.ndarray = weights @ ones
+def are_calm(energies: np.ndarray) -> bool:
+    """Whether all energies are tame and finite, so that there is nothing to look after."""
+    return bool(energies.max() <= _TAME_ENERGY and energies.min() >= -_TAME_ENERGY)
+
+
+def normalise_calm(energies: np.ndarray, diagonals: Sequence[np.ndarray], lse: np.ndarray) -> None:
+    """Turn energies into weights whose sum is 1, in place, and fill `lse`.
+
+    These are the bits that come of `exponentiate` and `sum_weights`, by half as many steps.
+    """
+    np.exp(energies, out=energies)
+    for diagonal in diagonals:
+        diagonal[...] = 0
+    total = energies @ _make_ones(energies.shape[-1], energies.dtype)
+    np.log(total, out=lse)
+    energies *= np.reciprocal(total)[..., None]
+
+
+def sum_weights(weights: np.ndarray, tame: np.ndarray | None) -> np.ndarray:
+    """Sum what `exponentiate` made of energies over the keys."""
+    total: np.ndarray = weights @ _make_ones(weights.shape[-1], weights.dtype)
     if tame is not None and not np.isfinite(total).all():
         # An infinite energy, which a shift by the peak would have made NaN.
         total[np.isinf(total)] = np.nan
     return total
+
+
+@lru_cache
+def _make_ones(count: int, dtype: np.dtype[Any]) -> np.ndarray:
+    return np.ones(count, dtype)
 
 
 def join(
