@@ -114,7 +114,9 @@ class _Group:
         return lay_along(array, side.axis, self._spatial_ndim)
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Lend scratch."""
+        """Lend scratch; so little of it is faster to get anew than to find again."""
+        if self._tiny:
+            return np.empty(shape, self._plan.dtype)
         return self._crew.workspace.reuse(name, shape, self._plan.dtype)
 
     def compute_energies(self, side: _Side, q: np.ndarray, k: np.ndarray, tile: np.ndarray) -> None:
@@ -136,7 +138,7 @@ class _Group:
         """Fill an output with the sum of products along each axis, times `scale`."""
         dtype = self._plan.dtype
         if self._tiny:
-            total = np.empty(target.shape, dtype)
+            total = self.take(name, target.shape)
         elif fits(target, dtype):
             total = target
         else:

@@ -81,8 +81,9 @@ class Workspace:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _pool.put_back(self._buffers)
-        self._buffers, self._named = [], {}
+        if self._buffers:
+            _pool.put_back(self._buffers)
+            self._buffers, self._named = [], {}
 
 
 def _view(buffer: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from crisscross.problem.findings import COMPUTE_DTYPES, ArraySpec, Findings, Shape, format_shape
@@ -82,7 +83,7 @@ def split_heads(array: Any, heads: int, channel_axis: int) -> Any:
     """
     spatial_ndim = array.ndim - 2
     if heads == 1:
-        last = array if channel_axis == -1 else array.transpose(0, *range(2, array.ndim), 1)
+        last = array if channel_axis == -1 else array.transpose(_order_channels_last(array.ndim))
         return last[:, None]
     head_size = array.shape[channel_axis] // heads
     if channel_axis == 1:
@@ -90,6 +91,11 @@ def split_heads(array: Any, heads: int, channel_axis: int) -> Any:
         return split.transpose(0, 1, *range(3, 3 + spatial_ndim), 2)
     split = array.reshape((*array.shape[:-1], heads, head_size), copy=False)
     return split.transpose(0, spatial_ndim + 1, *range(1, spatial_ndim + 1), spatial_ndim + 2)
+
+
+@cache
+def _order_channels_last(ndim: int) -> tuple[int, ...]:
+    return (0, *range(2, ndim), 1)
 
 
 #: Problems made before, by all that went into them: checking a small problem takes as long as
@@ -142,8 +148,7 @@ def attention_problem(
 def _is_plain(specs: Mapping[str, ArraySpec | None], options: tuple[object, ...]) -> bool:
     """Whether all can be looked up: symbolic sizes and arrays, for instance, cannot."""
     return _PLAIN.issuperset(map(type, options)) and all(
-        spec is not None and all(type(size) is int for size in spec.shape)
-        for spec in specs.values()
+        spec is not None and {int}.issuperset(map(type, spec.shape)) for spec in specs.values()
     )
 
 
