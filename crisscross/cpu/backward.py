@@ -9,16 +9,9 @@ import numpy as np
 from crisscross.cpu.copies import convert, fits, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan, make_plan
-from crisscross.cpu.products import multiply
+from crisscross.cpu.products import multiply, suit_pieces
 from crisscross.cpu.small import differentiate_small
-from crisscross.cpu.strips import (
-    Block,
-    Task,
-    cut,
-    cut_tasks,
-    find_diagonal,
-    lay_along,
-)
+from crisscross.cpu.strips import Block, Task, cut, cut_tasks, find_diagonal, lay_along
 from crisscross.cpu.sums import AxisSum
 from crisscross.cpu.weights import clear, compute_delta, compute_energies, differentiate
 from crisscross.cpu.workspace import Workspace
@@ -135,6 +128,7 @@ class _Backward:
             for x in (self.q, self.k, self.v, self.dout, self.lse, self.delta)
         )
         mask = None if self.key_mask is None else lay_along(self.key_mask, axis, spatial_ndim)
+        q_in_pieces, k_in_pieces, dout_in_pieces = (suit_pieces(x) for x in (q, k, dout))
         ranges = cut(lse.shape[-1], max(_KEYS_OF_RANGE, -(-lse.shape[-1] // _MOST_RANGES)))
         # One range of keys has all of dq, several have parts of it.
         parts = None
@@ -180,13 +174,13 @@ class _Backward:
                 behind = rows.start - columns.start if skips_self else None
                 ahead = None if behind is None else -behind
                 added = rows.start > 0
-                _accumulate(weights, dout_tile, dv, added, ahead, workspace)
-                _accumulate(denergies, q_tile, dk, added, ahead, workspace)
+                _accumulate(weights, dout_tile, dv, added, ahead, dout_in_pieces, workspace)
+                _accumulate(denergies, q_tile, dk, added, ahead, q_in_pieces, workspace)
                 if parts is None:
                     dq = self.dq.lend(block, rows, workspace)
                 else:
                     dq = block.of(parts[number])[..., rows, :]
-                multiply(denergies, keys, dq, excluded=behind)
+                multiply(denergies, keys, dq, excluded=behind, in_pieces=k_in_pieces)
                 if some_keyless:
                     dq[keyless] = 0
                 if self.scale != 1.0:
@@ -224,10 +218,11 @@ def _accumulate(
     total: np.ndarray,
     added: bool,
     excluded: int | None,
+    in_pieces: bool,
     workspace: Workspace,
 ) -> None:
     """Write the transposed tile of weights times `rows` to `total`, or have it added."""
     result = workspace.reuse("addend", total.shape, total.dtype) if added else total
-    multiply(weights.swapaxes(-1, -2), rows, result, excluded=excluded)
+    multiply(weights.swapaxes(-1, -2), rows, result, excluded=excluded, in_pieces=in_pieces)
     if added:
         total += result

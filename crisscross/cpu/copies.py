@@ -112,9 +112,10 @@ def _cut_pieces(source: np.ndarray, target: np.ndarray, chunk: int) -> list[_Pie
     pieces = []
     for n, head in np.ndindex(source.shape[:2]):
         image = _Piece(source[n, head], target[n, head])
-        with suppress(ValueError):  # rows with gaps between, or in another order
-            flat = (-1, source.shape[-1])
-            image = _Piece(*(x.reshape(flat, copy=False) for x in image))
+        # As positions, if they are evenly apart; with gaps behind rows, as rows.
+        for shape in ((-1, *source.shape[-2:]), (-1, source.shape[-1])):
+            with suppress(ValueError):
+                image = _Piece(*(x.reshape(shape, copy=False) for x in image))
         row_bytes = image.target[:1].size * max(source.itemsize, target.itemsize)
         step = max(1, chunk // max(1, row_bytes))
         for start in range(0, len(image.source), step):

@@ -7,15 +7,9 @@ import numpy as np
 from crisscross.cpu.copies import convert, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan, make_plan
-from crisscross.cpu.products import multiply
+from crisscross.cpu.products import multiply, suit_pieces
 from crisscross.cpu.small import attend_small
-from crisscross.cpu.strips import (
-    Task,
-    cut_tasks,
-    find_diagonal,
-    fits_tile,
-    lay_along,
-)
+from crisscross.cpu.strips import Task, cut_tasks, find_diagonal, fits_tile, lay_along
 from crisscross.cpu.sums import AxisSum
 from crisscross.cpu.weights import (
     are_tame,
@@ -131,6 +125,7 @@ class _Forward:
         if self.tame is not None:
             tame = self.tame.reshape(*self.tame.shape, *[1] * (spatial_ndim - 1))
             tame = np.broadcast_to(tame, total.shape[:-1])
+        in_pieces = suit_pieces(v)
         keys_of_strip = slice(0, total.shape[-1])
         tasks = cut_tasks(
             total.shape,
@@ -162,7 +157,8 @@ class _Forward:
                     rest, factor = join(*state, part_peak, part_total)
                 weights *= factor[..., None]
                 mean = self.mean.lend(block, rows, workspace)
-                multiply(weights, values, mean, excluded=rows.start if skips_self else None)
+                excluded = rows.start if skips_self else None
+                multiply(weights, values, mean, excluded=excluded, in_pieces=in_pieces)
                 if not part_total.all():
                     # Weights of zero, but the values may be NaN.
                     mean[part_total == 0] = 0

@@ -17,16 +17,20 @@ from crisscross.cpu.threads import has_small_kernels
 
 #: Most multiplications of a product that goes to the kernels for small matrices.
 _SMALL_PRODUCT = 10**6
-#: Channels and, of strips too long for all, rows of a product cut out of a larger one.
-_CHANNELS_OF_PIECE = 64
-_ROWS_OF_PIECE = (32, 16)
+#: Most rows and channels of a piece, the first that is small enough; None are all of them.
+_PIECES = ((32, None), (None, 64), (32, 64), (16, 64))
 #: Of the second cache of a core: bytes after which addresses share lines, and how many may do so.
 _CACHE_PERIOD = 1 << 16
 _CACHE_WAYS = 8
 
 
 def multiply(
-    weights: np.ndarray, values: np.ndarray, result: np.ndarray, *, excluded: int | None
+    weights: np.ndarray,
+    values: np.ndarray,
+    result: np.ndarray,
+    *,
+    excluded: int | None,
+    in_pieces: bool = False,
 ) -> None:
     """Fill `result` with weights (..., rows, x) times values (..., x, D).
 
@@ -34,11 +38,10 @@ def multiply(
     times NaN or infinity is not: strips with such values are done again without it. Any such value
     shows in every row, so it is enough to look at the first.
     """
-    (rows, keys), channels = weights.shape[-2:], values.shape[-1]
-    if rows * keys * channels <= _SMALL_PRODUCT or _crowd(values) or not has_small_kernels():
-        np.matmul(weights, values, out=result)
-    else:
+    if in_pieces:
         _multiply_pieces(weights, values, result)
+    else:
+        np.matmul(weights, values, out=result)
     if excluded is None or np.isfinite(result[..., 0, :]).all():
         return
     keys = np.arange(values.shape[-2])
@@ -46,6 +49,22 @@ def multiply(
         for row in range(weights.shape[-2]):
             seen = keys != row + excluded
             result[strip][row] = weights[strip][row, seen] @ values[strip][seen]
+
+
+def suit_pieces(strips: np.ndarray) -> bool:
+    """Whether products with these strips, (..., L, D), are faster `in_pieces`, if they are large.
+
+    To be asked once for all strips along an axis: pieces may round otherwise than the whole, and
+    what becomes of a strip must not follow from what lies beside it.
+    """
+    return has_small_kernels() and not _crowd(strips)
+
+
+def _crowd(strips: np.ndarray) -> bool:
+    """Whether the positions of a strip compete for a few lines of a cache."""
+    apart = math.gcd(strips.strides[-2], _CACHE_PERIOD)
+    positions: int = strips.shape[-2]
+    return positions * apart > _CACHE_WAYS * _CACHE_PERIOD
 
 
 class _Run(NamedTuple):
@@ -56,7 +75,7 @@ class _Run(NamedTuple):
 
 
 def _multiply_pieces(weights: np.ndarray, values: np.ndarray, result: np.ndarray) -> None:
-    """Multiply in pieces small enough for the kernels for small matrices, where there are any."""
+    """Multiply in pieces that are small enough for the kernels for small matrices."""
     (rows, keys), channels = weights.shape[-2:], values.shape[-1]
     height, width = _choose_piece(rows, keys, channels)
     for down, across in product(_cut_even(rows, height), _cut_even(channels, width)):
@@ -70,26 +89,23 @@ def _multiply_pieces(weights: np.ndarray, values: np.ndarray, result: np.ndarray
 
 def _choose_piece(rows: int, keys: int, channels: int) -> tuple[int, int]:
     """Choose rows and channels of a piece; all of them, if none would be small enough."""
-    width = min(channels, _CHANNELS_OF_PIECE)
-    few, fewest = (min(rows, height) for height in _ROWS_OF_PIECE)
-    for piece in ((few, channels), (rows, width), (few, width), (fewest, width)):
-        if piece[0] * keys * piece[1] <= _SMALL_PRODUCT:
-            return piece
+    for most_rows, most_channels in ((None, None), *_PIECES):
+        height, width = min(rows, most_rows or rows), min(channels, most_channels or channels)
+        if height * keys * width <= _SMALL_PRODUCT:
+            return height, width
     return rows, channels
 
 
-def _crowd(strips: np.ndarray) -> bool:
-    """Whether the positions of a strip (..., x, D) compete for a few lines of a cache."""
-    apart = math.gcd(strips.strides[-2], _CACHE_PERIOD)
-    positions: int = strips.shape[-2]
-    return positions * apart > _CACHE_WAYS * _CACHE_PERIOD
+def _cut_even(count: int, most: int) -> list[_Run]:
+    """Cut a range into pieces of at most `most`, all of one size, or of two that differ by one.
 
-
-def _cut_even(count: int, size: int) -> list[_Run]:
-    """Cut a range into pieces of `size`, and one of the rest."""
-    pieces, rest = divmod(count, size)
-    runs = [_Run(slice(0, count - rest), pieces), _Run(slice(count - rest, count), 1)]
-    return runs if rest else runs[:1]
+    A last piece of one row would be no matrix, and slow.
+    """
+    pieces = -(-count // most)
+    size, longer = divmod(count, pieces)
+    middle = longer * (size + 1)
+    runs = [_Run(slice(0, middle), longer), _Run(slice(middle, count), pieces - longer)]
+    return [run for run in runs if run.pieces]
 
 
 def _part_rows(matrices: np.ndarray, pieces: int) -> np.ndarray:

@@ -33,6 +33,8 @@ from crisscross.problem import AttentionProblem
 #: Largest arrays of an image that are copied, channels last, whatever their layout: in the first
 #: caches that costs less than any care for it.
 TINY_BYTES = 1 << 17
+#: Most bytes of energies of an image whose scratch is allocated anew.
+FRESH_BYTES = 1 << 16
 
 
 class _Side(NamedTuple):
@@ -115,7 +117,7 @@ class _Group:
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Lend scratch; so little of it is faster to get anew than to find again."""
-        if self._tiny:
+        if self._plan.energy_bytes <= FRESH_BYTES:
             return np.empty(shape, self._plan.dtype)
         return self._crew.workspace.reuse(name, shape, self._plan.dtype)
 
@@ -138,7 +140,7 @@ class _Group:
         """Fill an output with the sum of products along each axis, times `scale`."""
         dtype = self._plan.dtype
         if self._tiny:
-            total = self.take(name, target.shape)
+            total = np.empty(target.shape, dtype)
         elif fits(target, dtype):
             total = target
         else:

@@ -22,8 +22,8 @@ from crisscross.errors import ArgumentError, ArgumentTypeError, Mismatch
 #: Environment variable with the number of threads, where `set_num_threads` was not called.
 ENVIRONMENT_VARIABLE = "CRISSCROSS_NUM_THREADS"
 
-#: What OpenBLAS calls the CPUs that it has such kernels for.
-_SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}
+#: What OpenBLAS calls the CPUs for which it has kernels for small matrices.
+_WITH_SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 #: Threads of the pool, started as they are needed; more helpers than these wait in line.
 _MOST_HELPERS = 64
 
@@ -133,11 +133,19 @@ def _list_blas_threads() -> list[int]:
 
 
 def has_small_kernels() -> bool:
-    """Whether BLAS is an OpenBLAS with kernels for small matrices, on this CPU."""
+    """Whether NumPy's BLAS is an OpenBLAS with kernels for small matrices, on this CPU."""
     if _state.small_kernels is None:
+        # All that are loaded see one CPU.
         architectures = {getattr(library, "architecture", None) for library in _find_libraries()}
-        _state.small_kernels = not architectures.isdisjoint(_SMALL_KERNELS)
+        fast = not architectures.isdisjoint(_WITH_SMALL_KERNELS)
+        _state.small_kernels = fast and _has_openblas()
     return _state.small_kernels
+
+
+def _has_openblas() -> bool:
+    """Whether NumPy was built with OpenBLAS."""
+    configuration: Any = np.show_config(mode="dicts")
+    return "openblas" in configuration["Build Dependencies"]["blas"]["name"]
 
 
 @contextmanager

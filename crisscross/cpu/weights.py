@@ -106,7 +106,8 @@ def are_calm(energies: np.ndarray) -> bool:
 def normalise_calm(energies: np.ndarray, diagonals: Sequence[np.ndarray], lse: np.ndarray) -> None:
     """Turn energies into weights whose sum is 1, in place, and fill `lse`.
 
-    These are the bits that come of `exponentiate` and `sum_weights`, by half as many steps.
+    These are the bits that other energies get, by half as many steps: no total of `_FEWEST_KEYS` is
+    zero or infinite.
     """
     np.exp(energies, out=energies)
     for diagonal in diagonals:
@@ -127,7 +128,9 @@ def sum_weights(weights: np.ndarray, tame: np.ndarray | None) -> np.ndarray:
 
 @lru_cache
 def _make_ones(count: int, dtype: np.dtype[Any]) -> np.ndarray:
-    return np.ones(count, dtype)
+    ones = np.ones(count, dtype)
+    ones.setflags(write=False)
+    return ones
 
 
 def join(

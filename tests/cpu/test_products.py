@@ -8,18 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crisscross.cpu import products
+from crisscross.testing import make_case
+from tests.support.calls import run_whole
 
 SIZES = st.integers(1, 11)
 
 
 def multiply_in_pieces(weights, values, result, *, excluded):
-    """In pieces of at most three channels and four rows or two, on any CPU."""
+    """In pieces of at most three channels and four rows or two."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "has_small_kernels", lambda: True)
         patch.setattr(products, "_SMALL_PRODUCT", 60)
-        patch.setattr(products, "_CHANNELS_OF_PIECE", 3)
-        patch.setattr(products, "_ROWS_OF_PIECE", (4, 2))
-        products.multiply(weights, values, result, excluded=excluded)
+        patch.setattr(products, "_PIECES", ((4, None), (None, 3), (4, 3), (2, 3)))
+        products.multiply(weights, values, result, excluded=excluded, in_pieces=True)
 
 
 @settings(deadline=None)
@@ -54,16 +54,54 @@ def test_what_is_excluded_has_no_part_in_a_product_of_pieces():
     assert np.isnan(np.delete(result[1], 3, axis=0)).all()
 
 
-def test_large_products_are_cut_as_the_kernels_want_them():
-    """CCNet's strips by channels alone; longer ones by rows; the longest not at all."""
-    assert products._choose_piece(97, 97, 512) == (97, 64)
-    assert products._choose_piece(256, 256, 64) == (32, 64)
-    assert products._choose_piece(512, 512, 128) == (16, 64)
-    assert products._choose_piece(2000, 2000, 64) == (2000, 64)
+@pytest.mark.parametrize(
+    ("sizes", "piece"),
+    [
+        ((90, 90, 100), (90, 100)),
+        ((256, 256, 100), (32, 100)),
+        ((97, 97, 512), (97, 64)),
+        ((256, 256, 512), (32, 64)),
+        ((512, 512, 128), (16, 64)),
+        ((2000, 2000, 64), (2000, 64)),
+    ],
+    ids=["small", "few rows", "CCNet's", "few rows and channels", "fewest rows", "too long"],
+)
+def test_large_products_are_cut_as_the_kernels_want_them(sizes, piece):
+    assert products._choose_piece(*sizes) == piece
 
 
+@pytest.mark.parametrize("most", range(1, 12))
+@pytest.mark.parametrize("count", [1, 2, 7, 11])
+def test_pieces_have_one_size_or_two_that_differ_by_one(count, most):
+    sizes, reached = set(), 0
+    for run in products._cut_even(count, most):
+        size, rest = divmod(run.range.stop - run.range.start, run.pieces)
+        assert (rest, run.range.start) == (0, reached)
+        sizes.add(size)
+        reached = run.range.stop
+    assert reached == count
+    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize(("gap", "crowded"), [(0, True), (1, False)])
-def test_positions_that_share_lines_of_a_cache_are_noticed(gap, crowded):
+def test_positions_that_share_lines_of_a_cache_are_left_whole(monkeypatch, kernels, gap, crowded):
     """Columns of a map of 256 x 256 with 64 channels lie 64 KiB apart."""
-    column = np.empty((256, 256 + gap, 64), np.float32)[:, 0]
-    assert products._crowd(column) == crowded
+    monkeypatch.setattr(products, "has_small_kernels", lambda: kernels)
+    columns = np.empty((256, 256 + gap, 64), np.float32).swapaxes(0, 1)
+    assert products.suit_pieces(columns) == (kernels and not crowded)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_forward_and_backward_multiply_in_pieces_where_there_are_kernels(monkeypatch, kernels):
+    cut = []
+
+    def look(weights, values, result):
+        cut.append(values.shape[-1])
+        multiply_pieces(weights, values, result)
+
+    multiply_pieces = products._multiply_pieces
+    monkeypatch.setattr(products, "has_small_kernels", lambda: kernels)
+    monkeypatch.setattr(products, "_multiply_pieces", look)
+    run_whole(make_case((97, 61), head_size_qk=16, head_size_v=48), "cpu")
+    assert set(cut) == ({16, 48} if kernels else set())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import crisscross
-from crisscross.cpu import plan, small, threads, weights
+from crisscross.cpu import plan, products, small, threads, weights
 from crisscross.testing import make_case
 from tests.support.calls import run_axial, run_whole
 
@@ -111,6 +111,35 @@ def test_the_number_of_threads_does_not_change_a_bit(case):
         results.append(run(case))
     for result in results[1:]:
         assert_same_bits(result, results[0])
+
+
+@pytest.mark.parametrize(("hides", "threads_"), [(True, 16), (False, 1)])
+def test_a_strip_without_keys_does_not_change_a_bit_of_others(monkeypatch, hides, threads_):
+    """It is cleared in a copy, with other strides, and so are all strips beside it.
+
+    Products in pieces are made to differ from whole ones by more than a few bits now and then.
+    """
+
+    def multiply_otherwise(weights, values, result):
+        np.matmul(weights, values, out=result)
+        result *= np.float32(1.5)
+
+    monkeypatch.setattr(products, "has_small_kernels", lambda: True)
+    monkeypatch.setattr(products, "_multiply_pieces", multiply_otherwise)
+    case = make_case((256, 16), head_size_qk=64, head_size_v=64, channel_axis=-1)
+    results = []
+    for hides_now, threads_now in ((True, 1), (hides, threads_)):
+        mask = np.ones((1, 256, 16), bool)
+        mask[..., 0] = not hides_now
+        crisscross.set_num_threads(threads_now)
+        options = {"axes": (0,), "channel_axis": -1, "key_mask": mask}
+        inputs = case.q, case.k, case.v
+        out, lse = crisscross.criss_cross_attention(*inputs, return_lse=True, **options)
+        grads = crisscross.criss_cross_attention_backward(case.dout, *inputs, out, lse, **options)
+        results.append([x[:, :, 1:] for x in (out, *grads)])
+    crisscross.set_num_threads(None)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_concurrent_callers_get_the_bits_they_would_get_alone():

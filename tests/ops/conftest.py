@@ -7,21 +7,20 @@ import pytest
 import crisscross
 from crisscross.cpu import backward, copies, plan, products, small, strips, weights
 
-#: Room behind every vector and row and between all channels, as large ones need it.
+#: Room behind every vector, some rows, and between all channels, as large ones need it.
 ROOMY = [
     (copies, "_CHUNK_IN", 96),
     (copies, "_CHUNK_OUT", 96),
     (copies, "_POSITIONS_OUT", 2),
     (copies, "_CLASH_BYTES", 4),
-    (copies, "_CLASH_OF_ROWS", 4),
+    (copies, "_CLASH_OF_ROWS", 32),
     (copies, "_LINE_BYTES", 16),
 ]
 #: Products in pieces, whatever the CPU.
 PIECES = [
     (products, "has_small_kernels", lambda: True),
     (products, "_SMALL_PRODUCT", 24),
-    (products, "_CHANNELS_OF_PIECE", 3),
-    (products, "_ROWS_OF_PIECE", (2, 1)),
+    (products, "_PIECES", ((2, None), (None, 3), (2, 3), (1, 3))),
 ]
 #: Limits so low that the small problems of the tests have many blocks, tiles, chunks and ranges.
 BLOCKS = [
