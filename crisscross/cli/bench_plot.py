@@ -51,7 +51,8 @@ def draw(report: Report, path: Path) -> None:
 
 
 def _draw_pass(ax: Axes, report: Report, name: str, forms: list[str]) -> None:
-    colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    shades = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colours = (*shades[::2], *shades[1::2])
     bar = _GROUP_WIDTH / max(1, len(forms))
     for number, form in enumerate(forms):
         places, ratios, dense = _collect(report, name, form)
