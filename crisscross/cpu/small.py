@@ -6,6 +6,7 @@ with an image each do not wait for each other.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ from crisscross.problem import AttentionProblem
 #: Largest arrays of an image that are copied, channels last, whatever their layout: in the first
 #: caches that costs less than any care for it.
 TINY_BYTES = 1 << 17
-#: Most bytes of energies of an image whose scratch is allocated anew.
+#: Scratch that is faster to get anew than to find again.
 FRESH_BYTES = 1 << 16
 
 
@@ -116,10 +117,11 @@ class _Group:
         return lay_along(array, side.axis, self._spatial_ndim)
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Lend scratch; so little of it is faster to get anew than to find again."""
-        if self._plan.energy_bytes <= FRESH_BYTES:
-            return np.empty(shape, self._plan.dtype)
-        return self._crew.workspace.reuse(name, shape, self._plan.dtype)
+        """Lend scratch."""
+        dtype = self._plan.dtype
+        if math.prod(shape) * dtype.itemsize <= FRESH_BYTES:
+            return np.empty(shape, dtype)
+        return self._crew.workspace.reuse(name, shape, dtype)
 
     def compute_energies(self, side: _Side, q: np.ndarray, k: np.ndarray, tile: np.ndarray) -> None:
         """Fill the energies of a side from strips of q and k."""
