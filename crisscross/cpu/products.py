@@ -8,11 +8,12 @@ product has to be cut into many small ones: by a sixth at strips of 97 with 512 
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import groupby, product
 from typing import NamedTuple
 
 import numpy as np
 
+from crisscross.cpu.strips import cut
 from crisscross.cpu.threads import has_small_kernels
 
 #: Most multiplications of a product that goes to the kernels for small matrices.
@@ -101,11 +102,9 @@ def _cut_even(count: int, most: int) -> list[_Run]:
 
     A last piece of one row would be no matrix, and slow.
     """
-    pieces = -(-count // most)
-    size, longer = divmod(count, pieces)
-    middle = longer * (size + 1)
-    runs = [_Run(slice(0, middle), longer), _Run(slice(middle, count), pieces - longer)]
-    return [run for run in runs if run.pieces]
+    by_size = groupby(cut(count, most), lambda piece: piece.stop - piece.start)
+    alike = [list(pieces) for _, pieces in by_size]
+    return [_Run(slice(pieces[0].start, pieces[-1].stop), len(pieces)) for pieces in alike]
 
 
 def _part_rows(matrices: np.ndarray, pieces: int) -> np.ndarray:

@@ -16,19 +16,7 @@ from crisscross.cpu.crew import Crew
 from crisscross.cpu.plan import Plan
 from crisscross.cpu.products import multiply
 from crisscross.cpu.strips import lay_along, view_diagonal
-from crisscross.cpu.weights import (
-    are_calm,
-    clear,
-    compute_delta,
-    compute_energies,
-    differentiate,
-    exponentiate,
-    find_tame,
-    invert,
-    may_be_tame,
-    normalise_calm,
-    sum_weights,
-)
+from crisscross.cpu.weights import clear, compute_delta, compute_energies, differentiate, normalise
 from crisscross.problem import AttentionProblem
 
 #: Largest arrays of an image that are copied, channels last, whatever their layout: in the first
@@ -185,12 +173,7 @@ def attend_small(
     tiles = [side.of(weights) for side in group.sides]
     for side, tile in zip(group.sides, tiles, strict=True):
         group.compute_energies(side, group.lay(q, side), group.lay(k, side), tile)
-    diagonals = group.view_excluded(tiles)
-    keyless = None
-    if key_mask is None and may_be_tame(group.keys) and are_calm(weights):
-        normalise_calm(weights, diagonals, lse)
-    else:
-        keyless = _normalise(weights, diagonals, lse, judged=key_mask is None)
+    keyless = normalise(weights, group.view_excluded(tiles), lse, judged=key_mask is None)
     group.add_up(
         "out",
         out,
@@ -202,23 +185,6 @@ def attend_small(
     if keyless is not None and keyless.any():
         # Weights of zero, but the values may be NaN.
         out[keyless] = 0
-
-
-def _normalise(
-    energies: np.ndarray, diagonals: list[np.ndarray], lse: np.ndarray, *, judged: bool
-) -> np.ndarray:
-    """Turn any energies into weights whose sum is 1, in place; fill `lse`; tell who has no key.
-
-    Unless they are `judged`, all are shifted.
-    """
-    tame = find_tame(energies) if judged and may_be_tame(energies.shape[-1]) else None
-    peak = exponentiate(energies, diagonals, tame)
-    total = sum_weights(energies, tame)
-    np.log(total, out=lse)
-    lse += peak
-    energies *= invert(total)[..., None]
-    keyless: np.ndarray = total == 0
-    return keyless
 
 
 def differentiate_small(

@@ -39,9 +39,7 @@ def exponentiate(
     shifted: their peak is 0.
     """
     if tame is not None and tame.all():
-        np.exp(energies, out=energies)
-        for diagonal in diagonals:
-            diagonal[...] = 0
+        _exponentiate_unshifted(energies, diagonals)
         return np.zeros(energies.shape[:-1], energies.dtype)
     for diagonal in diagonals:
         diagonal[...] = -np.inf
@@ -52,6 +50,12 @@ def exponentiate(
     energies -= (np.where(keyless, 0, peak) if keyless.any() else peak)[..., None]
     np.exp(energies, out=energies)
     return peak
+
+
+def _exponentiate_unshifted(energies: np.ndarray, diagonals: Sequence[np.ndarray]) -> None:
+    np.exp(energies, out=energies)
+    for diagonal in diagonals:
+        diagonal[...] = 0
 
 
 def may_be_tame(keys: int) -> bool:
@@ -103,20 +107,6 @@ def are_calm(energies: np.ndarray) -> bool:
     return bool(energies.max() <= _TAME_ENERGY and energies.min() >= -_TAME_ENERGY)
 
 
-def normalise_calm(energies: np.ndarray, diagonals: Sequence[np.ndarray], lse: np.ndarray) -> None:
-    """Turn energies into weights whose sum is 1, in place, and fill `lse`.
-
-    These are the bits that other energies get, by half as many steps: no total of `_FEWEST_KEYS` is
-    zero or infinite.
-    """
-    np.exp(energies, out=energies)
-    for diagonal in diagonals:
-        diagonal[...] = 0
-    total = energies @ _make_ones(energies.shape[-1], energies.dtype)
-    np.log(total, out=lse)
-    energies *= np.reciprocal(total)[..., None]
-
-
 def sum_weights(weights: np.ndarray, tame: np.ndarray | None) -> np.ndarray:
     """Sum what `exponentiate` made of energies over the keys."""
     total: np.ndarray = weights @ _make_ones(weights.shape[-1], weights.dtype)
@@ -166,6 +156,41 @@ def invert(total: np.ndarray) -> np.ndarray:
     if not total.all():
         inverse[total == 0] = 0
     return inverse
+
+
+def normalise(
+    energies: np.ndarray, diagonals: Sequence[np.ndarray], lse: np.ndarray, *, judged: bool
+) -> np.ndarray | None:
+    """Turn all energies of images into weights whose sum is 1, in place, and fill `lse`.
+
+    Return which positions have no key; None if all have one. Unless the energies are `judged`, all
+    are shifted.
+    """
+    tame = None
+    if judged and may_be_tame(energies.shape[-1]):
+        if are_calm(energies):
+            _normalise_calm(energies, diagonals, lse)
+            return None
+        tame = find_tame(energies)
+    peak = exponentiate(energies, diagonals, tame)
+    total = sum_weights(energies, tame)
+    np.log(total, out=lse)
+    lse += peak
+    energies *= invert(total)[..., None]
+    keyless: np.ndarray = total == 0
+    return keyless
+
+
+def _normalise_calm(energies: np.ndarray, diagonals: Sequence[np.ndarray], lse: np.ndarray) -> None:
+    """Turn energies into weights whose sum is 1, in place, and fill `lse`.
+
+    These are the bits that other energies get, by half as many steps: no total of `_FEWEST_KEYS` is
+    zero or infinite.
+    """
+    _exponentiate_unshifted(energies, diagonals)
+    total = energies @ _make_ones(energies.shape[-1], energies.dtype)
+    np.log(total, out=lse)
+    energies *= np.reciprocal(total)[..., None]
 
 
 def clear(array: np.ndarray, positions: np.ndarray) -> np.ndarray:

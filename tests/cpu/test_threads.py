@@ -441,5 +441,6 @@ def test_spawned_children_compute_the_same(tmp_path):
 @pytest.mark.parametrize(("architecture", "small"), [("SkylakeX", True), ("Haswell", False)])
 def test_kernels_for_small_matrices_are_known_by_the_cpu(monkeypatch, architecture, small):
     monkeypatch.setattr(threads, "_state", threads._State())
+    monkeypatch.setattr(threads, "_has_openblas", lambda: True)
     threads._state.libraries = [SimpleNamespace(), SimpleNamespace(architecture=architecture)]
     assert threads.has_small_kernels() == small
