@@ -54,10 +54,6 @@ class Plan:
     def run(self, batch: int, work: Callable[[slice, Crew], None]) -> None:
         """Run `work` on each group of images, with the crew that serves it."""
         with np.errstate(all="ignore"), gather_crew(alone=self.alone) as crew:
-            if self.small and batch == 1:
-                # Nothing to share out, and to find that out would take its time.
-                work(slice(0, 1), Crew(1, crew.workspace))
-                return
             even = batch % crew.threads == 0 or batch >= 4 * crew.threads
             if self.small:
                 groups = self.group_small(batch, crew.threads)
