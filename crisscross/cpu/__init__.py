@@ -1,4 +1,4 @@
-"""The NumPy backend: matmul along strips and log-sum-exp merge, never an attention map.
+"""The NumPy backend: matmul along strips and log-sum-exp merge, and no attention map to keep.
 
 Half precision is computed in float32 and rounded once, at the outputs. Strips are shared out among
 threads; `threads` says how many, and what that means for NumPy's BLAS.

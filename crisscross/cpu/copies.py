@@ -8,19 +8,21 @@ several times as long; so they are first copied straight to memory with room bet
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from crisscross.cpu.crew import Crew
+from crisscross.cpu.openblas import transpose
 from crisscross.cpu.strips import fits_blas, lay_along
 from crisscross.cpu.workspace import Workspace
 
 #: Bytes that are copied at a time, in and out: few enough for a cache, and so many that threads do
 #: not wait for each other in the interpreter.
-_CHUNK_IN, _CHUNK_OUT = 1 << 20, 1 << 19
+_CHUNK_IN, _CHUNK_OUT = 1 << 20, 1 << 20
 #: Fewest positions that are copied out at a time: those of a channel may lie together.
 _POSITIONS_OUT = 512
 
@@ -58,27 +60,44 @@ def find_hidden(key_mask: np.ndarray | None) -> dict[str, np.ndarray]:
     return {} if key_mask is None else dict.fromkeys(("k", "v"), ~key_mask)
 
 
+#: Number of an image, and of a head.
+Place = tuple[int, int]
+#: Looks at a part of an operand, (..., D), while it is in a cache.
+Look = Callable[[Place, np.ndarray], None]
+
+
 def convert(
     features: Mapping[str, np.ndarray],
     dtype: np.dtype[Any],
     crew: Crew,
     key_mask: np.ndarray | None = None,
+    looks: Mapping[str, Look] = MappingProxyType({}),
 ) -> list[np.ndarray]:
     """Return each (N, heads, *S, D) as `fits` asks for it; the same memory, if it does.
 
-    In "k" and "v" there are zeros where `key_mask` (N, heads, *S) is False.
+    In "k" and "v" there are zeros where `key_mask` (N, heads, *S) is False. Those that are named in
+    `looks` are shown to them, piece by piece.
     """
     hidden = find_hidden(key_mask)
-    converted, pieces = [], []
+    converted: list[np.ndarray] = []
+    tasks: list[tuple[str, _Piece]] = []
     for name, array in features.items():
-        if name not in hidden and fits(array, dtype):
-            converted.append(array)
-            continue
-        copy = take_features(crew.workspace, f"{name} copy", array.shape, dtype)
+        copy = array
+        if name in hidden or not fits(array, dtype):
+            copy = take_features(crew.workspace, f"{name} copy", array.shape, dtype)
         converted.append(copy)
-        pieces += _cut_pieces(array, copy, _CHUNK_IN)
-    if pieces:
-        crew.run(pieces, lambda piece, workspace: _turn(*piece, workspace))
+        if copy is not array or name in looks:
+            tasks += [(name, piece) for piece in _cut_pieces(array, copy, _CHUNK_IN)]
+
+    def work(task: tuple[str, _Piece], workspace: Workspace) -> None:
+        name, (place, source, target) = task
+        if source is not target:
+            _turn(source, target, workspace)
+        if name in looks:
+            looks[name](place, target)
+
+    if tasks:
+        crew.run(tasks, work)
     for name, copy in zip(features, converted, strict=True):
         if name in hidden:
             copy[hidden[name]] = 0
@@ -88,8 +107,8 @@ def convert(
 def write_back(results: Sequence[tuple[np.ndarray, np.ndarray]], crew: Crew) -> None:
     """Copy each (N, heads, *S, D), channels innermost, to its output, of any layout."""
 
-    def work(piece: _Piece, _: Workspace) -> None:
-        piece.target[...] = piece.source
+    def work(piece: _Piece, workspace: Workspace) -> None:
+        _turn_back(piece.source, piece.target, workspace)
 
     pieces = []
     for result, target in results:
@@ -100,32 +119,50 @@ def write_back(results: Sequence[tuple[np.ndarray, np.ndarray]], crew: Crew) -> 
         crew.run(pieces, work)
 
 
+def copy_in(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
+    """Copy (N, heads, *S, D) of any layout to one with the channels innermost."""
+    for piece in _cut_pieces(source, target, _CHUNK_IN):
+        _turn(piece.source, piece.target, workspace)
+
+
+def copy_out(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
+    """Copy (N, heads, *S, D), the channels innermost, to one of any layout."""
+    for piece in _cut_pieces(source, target, _CHUNK_OUT):
+        _turn_back(piece.source, piece.target, workspace)
+
+
 class _Piece(NamedTuple):
     """A part of an array and of its copy, (positions, D) or, with gaps between, (rows, *S, D)."""
 
+    place: Place
     source: np.ndarray
     target: np.ndarray
 
 
 def _cut_pieces(source: np.ndarray, target: np.ndarray, chunk: int) -> list[_Piece]:
-    """Cut two arrays (N, heads, *S, D) along their positions, into pieces of `chunk` bytes."""
+    """Cut two arrays (N, heads, *S, D) along their positions, into pieces of `chunk` bytes.
+
+    Of one array, given twice, both parts are the same.
+    """
     pieces = []
-    for n, head in np.ndindex(source.shape[:2]):
-        image = _Piece(source[n, head], target[n, head])
+    for place in np.ndindex(source.shape[:2]):
+        whole = [source[place]] if source is target else [source[place], target[place]]
         # As positions, if they are evenly apart; with gaps behind rows, as rows.
         for shape in ((-1, *source.shape[-2:]), (-1, source.shape[-1])):
             with suppress(ValueError):
-                image = _Piece(*(x.reshape(shape, copy=False) for x in image))
-        row_bytes = image.target[:1].size * max(source.itemsize, target.itemsize)
+                whole = [x.reshape(shape, copy=False) for x in whole]
+        row_bytes = whole[0][:1].size * max(source.itemsize, target.itemsize)
         step = max(1, chunk // max(1, row_bytes))
-        for start in range(0, len(image.source), step):
-            run = slice(start, start + step)
-            pieces.append(_Piece(image.source[run], image.target[run]))
+        for start in range(0, len(whole[0]), step):
+            parts = [x[start : start + step] for x in whole]
+            pieces.append(_Piece(place, parts[0], parts[-1]))
     return pieces
 
 
 def _turn(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
     """Copy (..., D) of any layout to one with the channels innermost."""
+    if source.ndim == 2 and transpose(source, target):
+        return
     *spatial, channels = source.shape
     apart = abs(source.strides[-1])
     turns = apart > abs(source.strides[-2])
@@ -137,6 +174,23 @@ def _turn(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
         turned[...] = np.moveaxis(source, -1, 0)
         source = np.moveaxis(turned, 0, -1)
     target[...] = source
+
+
+def _turn_back(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
+    """Copy (..., D), the channels innermost, to any layout."""
+    if source.ndim > 2 and (positions := _list_positions(target)) is not None:
+        close = workspace.reuse("turned", source.shape, source.dtype)
+        close[...] = source
+        source, target = close.reshape(positions.shape), positions
+    if source.ndim > 2 or not transpose(source, target):
+        target[...] = source
+
+
+def _list_positions(features: np.ndarray) -> np.ndarray | None:
+    """View (..., D) as (positions, D); None, if they are not evenly apart."""
+    with suppress(ValueError):
+        return features.reshape(-1, features.shape[-1], copy=False)
+    return None
 
 
 def view_as_features(target: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray | None:

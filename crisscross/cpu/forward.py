@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from crisscross.cpu.copies import convert, write_back
+from crisscross.cpu.copies import write_back
 from crisscross.cpu.crew import Crew
+from crisscross.cpu.lengths import convert_and_judge, spread
+from crisscross.cpu.medium import attend_medium
 from crisscross.cpu.plan import Plan, make_plan
 from crisscross.cpu.products import multiply, suit_pieces
 from crisscross.cpu.small import attend_small
 from crisscross.cpu.strips import Task, cut_tasks, find_diagonal, fits_tile, lay_along
 from crisscross.cpu.sums import AxisSum
 from crisscross.cpu.weights import (
-    are_tame,
     compute_energies,
     exponentiate,
     invert,
     join,
-    may_be_tame,
-    measure_longest,
     sum_weights,
 )
 from crisscross.cpu.workspace import Workspace
@@ -42,9 +41,14 @@ def attention_forward(
     q, k, v, out = (split_heads(x, problem.heads, problem.channel_axis) for x in (q, k, v, out))
     mask = None if key_mask is None else np.broadcast_to(key_mask[:, None], lse.shape)
 
+    # Values whose channels are innermost need not be turned.
+    medium = plan.medium and abs(v.strides[-1]) > abs(v.strides[-2])
+
     def attend(images: slice, crew: Crew) -> None:
         group = (q[images], k[images], v[images], None if mask is None else mask[images])
-        if plan.small:
+        if medium:
+            attend_medium(problem, plan, crew, *group, out[images], lse[images])
+        elif plan.small:
             attend_small(problem, plan, crew, *group, out[images], lse[images])
         else:
             _Forward(problem, plan, crew, *group, out[images], lse[images]).run()
@@ -74,7 +78,12 @@ class _Forward:
     ) -> None:
         self.plan, self.crew = plan, crew
         self.scale, self.include_self = problem.scale, problem.include_self
-        self.q, self.k, self.v = convert({"q": q, "k": k, "v": v}, plan.dtype, crew, key_mask)
+        #: Images and heads, (N, heads), whose energies need no shift; None: all are shifted.
+        self.tame: np.ndarray | None
+        features = {"q": q, "k": k, "v": v}
+        (self.q, self.k, self.v), self.tame = convert_and_judge(
+            features, problem, plan.dtype, crew, key_mask
+        )
         self.key_mask, self.lse = key_mask, lse
         self.axes = problem.axes
         # Tiles of whole strips are done with their values; those of rows share them.
@@ -85,31 +94,13 @@ class _Forward:
         self.peak, self.total = (
             workspace.reuse(name, lse.shape, plan.dtype) for name in ("peak", "total")
         )
-        #: Images and heads, (N, heads), whose energies need no shift; None: all are shifted.
-        self.tame: np.ndarray | None = None
 
     def run(self) -> None:
-        # A mask hides what would have to be looked at.
-        shortest = min(self.lse.shape[2 + axis] for axis in self.axes)
-        if self.key_mask is None and may_be_tame(shortest):
-            self._find_tame()
         for axis in self.axes:
             self._attend_along(axis)
         write_back(self.mean.left, self.crew)
         np.log(self.total, out=self.lse)
         self.lse += self.peak
-
-    def _find_tame(self) -> None:
-        """Bound the energies by the lengths of queries and keys."""
-        longest = np.empty((2, *self.lse.shape[:2]), self.plan.dtype)
-
-        def measure(task: tuple[int, int], _: Workspace) -> None:
-            operand, image = task
-            vectors = (self.q, self.k)[operand][image : image + 1]
-            longest[operand, image] = measure_longest(vectors)[0]
-
-        self.crew.run([(i, n) for n in range(len(self.q)) for i in range(2)], measure)
-        self.tame = are_tame(longest[0], longest[1], self.scale)
 
     def _attend_along(self, axis: int) -> None:
         """Attend along one axis; write to the state, or merge with what it holds."""
@@ -121,10 +112,7 @@ class _Forward:
             for x in (self.q, self.k, self.v, self.peak, self.total)
         )
         mask = None if self.key_mask is None else lay_along(self.key_mask, axis, spatial_ndim)
-        tame = None
-        if self.tame is not None:
-            tame = self.tame.reshape(*self.tame.shape, *[1] * (spatial_ndim - 1))
-            tame = np.broadcast_to(tame, total.shape[:-1])
+        tame = None if self.tame is None else spread(self.tame, total.shape[:-1])
         in_pieces = suit_pieces(v)
         keys_of_strip = slice(0, total.shape[-1])
         tasks = cut_tasks(
@@ -151,7 +139,7 @@ class _Forward:
                 state = block.of(peak)[..., rows], block.of(total)[..., rows]
                 rest = None
                 if first:
-                    state[0][...], state[1][...] = part_peak, part_total
+                    state[0][...], state[1][...] = 0 if part_peak is None else part_peak, part_total
                     factor = invert(part_total)
                 else:
                     rest, factor = join(*state, part_peak, part_total)

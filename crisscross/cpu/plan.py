@@ -19,6 +19,8 @@ from crisscross.problem import AttentionProblem
 SMALL_IMAGE_FLOPS = 1e8
 SMALL_IMAGE_BYTES = 1 << 21
 SMALL_CALL_FLOPS = 2e7
+#: Most bytes of energies of an image of medium size.
+MEDIUM_IMAGE_BYTES = 1 << 23
 #: Bytes of energies of a group of small images.
 SMALL_GROUP_BYTES = 1 << 19
 #: Up to these sizes OpenBLAS multiplies on one thread by itself.
@@ -39,6 +41,9 @@ class Plan:
     small
         Whether an image is so small that one thread computes it by a few operations on whole
         arrays. Otherwise blocks of its strips are shared out.
+    medium
+        Whether the weights of an image are kept, and its values go by channels: forward, unless the
+        channels are innermost in memory.
     alone
         Whether the call is not worth a second thread.
     image_bytes, energy_bytes
@@ -47,6 +52,7 @@ class Plan:
 
     dtype: np.dtype[Any]
     small: bool
+    medium: bool
     alone: bool
     image_bytes: int
     energy_bytes: int
@@ -85,7 +91,12 @@ def describe_plan(problem: AttentionProblem) -> str:
             way = "small images: by whole arrays, on the caller's thread"
     else:
         threads = get_num_threads()
-        way = f"in tiles of {TILE_BYTES >> 10} KiB of energies on {_name_threads(threads)}"
+        tiles = f"in tiles of {TILE_BYTES >> 10} KiB of energies"
+        way = f"{tiles} on {_name_threads(threads)}"
+        if plan.medium and problem.channel_axis == 1:
+            weights = f"{plan.energy_bytes >> 10} KiB of weights of an image at a time"
+            way = f"{weights}, values by channels on {_name_threads(threads)}; {tiles} if channels "
+            way += "are innermost in memory"
     return f"matmul along strips{merged}; no attention map is kept; {way}"
 
 
@@ -97,7 +108,7 @@ def make_plan(problem: AttentionProblem) -> Plan:
     """Plan a problem, forward or backward."""
     dtype = np.dtype(problem.compute_dtype)
     if 0 in (problem.batch, *problem.spatial):
-        return Plan(dtype, small=True, alone=True, image_bytes=0, energy_bytes=0)
+        return Plan(dtype, True, False, True, image_bytes=0, energy_bytes=0)
     positions = problem.heads * math.prod(problem.spatial)
     lengths = [problem.spatial[axis] for axis in problem.axes]
     keys = sum(lengths)
@@ -111,4 +122,5 @@ def make_plan(problem: AttentionProblem) -> Plan:
     )
     image_bytes = positions * head_size * dtype.itemsize
     alone = small and single and flops * problem.batch <= SMALL_CALL_FLOPS
-    return Plan(dtype, small, alone, image_bytes, energy_bytes)
+    medium = not small and energy_bytes <= MEDIUM_IMAGE_BYTES
+    return Plan(dtype, small, medium, alone, image_bytes, energy_bytes)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from crisscross.cpu.openblas import has_small_kernels
 from crisscross.cpu.strips import cut
-from crisscross.cpu.threads import has_small_kernels
 
 #: Most multiplications of a product that goes to the kernels for small matrices.
 _SMALL_PRODUCT = 10**6
@@ -39,10 +39,12 @@ def multiply(
     times NaN or infinity is not: strips with such values are done again without it. Any such value
     shows in every row, so it is enough to look at the first.
     """
-    if in_pieces:
-        _multiply_pieces(weights, values, result)
-    else:
+    (rows, keys), channels = weights.shape[-2:], values.shape[-1]
+    piece = _choose_piece(rows, keys, channels) if in_pieces else (rows, channels)
+    if piece == (rows, channels):
         np.matmul(weights, values, out=result)
+    else:
+        _multiply_pieces(weights, values, result, piece)
     if excluded is None or np.isfinite(result[..., 0, :]).all():
         return
     keys = np.arange(values.shape[-2])
@@ -75,11 +77,12 @@ class _Run(NamedTuple):
     pieces: int
 
 
-def _multiply_pieces(weights: np.ndarray, values: np.ndarray, result: np.ndarray) -> None:
-    """Multiply in pieces that are small enough for the kernels for small matrices."""
-    (rows, keys), channels = weights.shape[-2:], values.shape[-1]
-    height, width = _choose_piece(rows, keys, channels)
-    for down, across in product(_cut_even(rows, height), _cut_even(channels, width)):
+def _multiply_pieces(
+    weights: np.ndarray, values: np.ndarray, result: np.ndarray, most: tuple[int, int]
+) -> None:
+    """Multiply in pieces of at most so many rows and channels."""
+    rows, channels = result.shape[-2:]
+    for down, across in product(_cut_even(rows, most[0]), _cut_even(channels, most[1])):
         part = _part_channels(result[..., down.range, across.range], across.pieces)
         np.matmul(
             _part_rows(weights[..., down.range, :], down.pieces)[..., None, :, :, :],

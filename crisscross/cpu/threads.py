@@ -22,8 +22,6 @@ from crisscross.errors import ArgumentError, ArgumentTypeError, Mismatch
 #: Environment variable with the number of threads, where `set_num_threads` was not called.
 ENVIRONMENT_VARIABLE = "CRISSCROSS_NUM_THREADS"
 
-#: What OpenBLAS calls the CPUs for which it has kernels for small matrices.
-_WITH_SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 #: Threads of the pool, started as they are needed; more helpers than these wait in line.
 _MOST_HELPERS = 64
 
@@ -37,7 +35,6 @@ class _State:
         self.lock = threading.Lock()
         self.requested: int | None = None
         self.libraries: list[Any] | None = None
-        self.small_kernels: bool | None = None
         self.callers = 0
         #: Threads of each BLAS before it was held to one; empty while it is not.
         self.before: list[int] = []
@@ -119,7 +116,7 @@ def _count_threads(blas_threads: list[int]) -> int:
     return int(text)
 
 
-def _find_libraries() -> list[Any]:
+def find_libraries() -> list[Any]:
     """Find the BLAS libraries in the process; the first call takes milliseconds."""
     if _state.libraries is None:
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
@@ -129,23 +126,7 @@ def _find_libraries() -> list[Any]:
 
 
 def _list_blas_threads() -> list[int]:
-    return [library.get_num_threads() for library in _find_libraries()]
-
-
-def has_small_kernels() -> bool:
-    """Whether NumPy's BLAS is an OpenBLAS with kernels for small matrices, on this CPU."""
-    if _state.small_kernels is None:
-        # All that are loaded see one CPU.
-        architectures = {getattr(library, "architecture", None) for library in _find_libraries()}
-        fast = not architectures.isdisjoint(_WITH_SMALL_KERNELS)
-        _state.small_kernels = fast and _has_openblas()
-    return _state.small_kernels
-
-
-def _has_openblas() -> bool:
-    """Whether NumPy was built with OpenBLAS."""
-    configuration: Any = np.show_config(mode="dicts")
-    return "openblas" in configuration["Build Dependencies"]["blas"]["name"]
+    return [library.get_num_threads() for library in find_libraries()]
 
 
 @contextmanager
@@ -178,7 +159,7 @@ def _leave() -> None:
 
 
 def _set_blas_threads(numbers: list[int]) -> None:
-    for library, number in zip(_find_libraries(), numbers, strict=True):
+    for library, number in zip(find_libraries(), numbers, strict=True):
         # From 3.7 on threadpoolctl lets only the first thread that ever set an OpenBLAS set it
         # again, and silently ignores the others. Here the callers of all threads are counted.
         set_threads = getattr(library, "_real_set_num_threads", library.set_num_threads)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 #: Largest energies of which exp is taken as they are: the sum of 1e9 of them still is a float32.
-_TAME_ENERGY = 64.0
+TAME_ENERGY = 64.0
 #: Fewest keys for that: of one alone, log exp e has less digits than e.
 _FEWEST_KEYS = 16
 
@@ -32,15 +32,15 @@ def compute_energies(
 
 def exponentiate(
     energies: np.ndarray, diagonals: Sequence[np.ndarray], tame: np.ndarray | None = None
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Turn energies into weights in place; return the peaks that they are relative to.
 
     `diagonals` are the views of those without a weight. Strips that are `tame` (...) are not
-    shifted: their peak is 0.
+    shifted: their peak is 0. None, if that is so of all.
     """
     if tame is not None and tame.all():
         _exponentiate_unshifted(energies, diagonals)
-        return np.zeros(energies.shape[:-1], energies.dtype)
+        return None
     for diagonal in diagonals:
         diagonal[...] = -np.inf
     peak = np.asarray(energies.max(axis=-1))
@@ -63,30 +63,6 @@ def may_be_tame(keys: int) -> bool:
     return keys >= _FEWEST_KEYS
 
 
-def measure_longest(vectors: np.ndarray) -> np.ndarray:
-    """Squared length of the longest of (N, heads, *S, D), as (N, heads).
-
-    Vectors that are not finite do not count.
-    """
-    squares = np.einsum("...d,...d->...", vectors, vectors).reshape(*vectors.shape[:2], -1)
-    if not np.isfinite(squares).all():
-        finite = np.isfinite(vectors).all(axis=-1).reshape(squares.shape)
-        squares = np.where(finite, squares, 0)
-    # What a square loses below the smallest float counts as that.
-    lost = vectors.shape[-1] * np.finfo(squares.dtype).tiny
-    longest: np.ndarray = squares.max(axis=-1) + lost
-    return longest
-
-
-def are_tame(longest_q: np.ndarray, longest_k: np.ndarray, scale: float) -> np.ndarray:
-    """Whether energies need no shift, by the lengths of queries and keys, (N, heads).
-
-    Those of vectors that are not finite have to be found out later.
-    """
-    tame: np.ndarray = np.sqrt(longest_q) * np.sqrt(longest_k) * abs(scale) <= _TAME_ENERGY
-    return tame
-
-
 def find_tame(energies: np.ndarray) -> np.ndarray:
     """Whether energies need no shift, of all of each image and head, (N, heads, ...), in C order.
 
@@ -98,19 +74,19 @@ def find_tame(energies: np.ndarray) -> np.ndarray:
     if not np.isfinite(highest - lowest).all():
         finite = np.where(np.isfinite(flat), flat, 0)
         highest, lowest = finite.max(axis=-1), finite.min(axis=-1)
-    tame: np.ndarray = np.maximum(highest, -lowest) <= _TAME_ENERGY
+    tame: np.ndarray = np.maximum(highest, -lowest) <= TAME_ENERGY
     return tame
 
 
 def are_calm(energies: np.ndarray) -> bool:
     """Whether all energies are tame and finite, so that there is nothing to look after."""
-    return bool(energies.max() <= _TAME_ENERGY and energies.min() >= -_TAME_ENERGY)
+    return bool(energies.max() <= TAME_ENERGY and energies.min() >= -TAME_ENERGY)
 
 
 def sum_weights(weights: np.ndarray, tame: np.ndarray | None) -> np.ndarray:
     """Sum what `exponentiate` made of energies over the keys."""
     total: np.ndarray = weights @ _make_ones(weights.shape[-1], weights.dtype)
-    if tame is not None and not np.isfinite(total).all():
+    if tame is not None and not np.isfinite(total.max()):
         # An infinite energy, which a shift by the peak would have made NaN.
         total[np.isinf(total)] = np.nan
     return total
@@ -126,13 +102,20 @@ def _make_ones(count: int, dtype: np.dtype[Any]) -> np.ndarray:
 def join(
     peak: np.ndarray,
     total: np.ndarray,
-    part_peak: np.ndarray,
+    part_peak: np.ndarray | None,
     part_total: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add a part to `peak` and `total`; return the shares of what was there and of the part.
 
-    The first is the share of the mean so far, the second that of each of the part's weights.
+    The first is the share of the mean so far, the second that of each of the part's weights. With
+    a `part_peak` of None all peaks are 0.
     """
+    if part_peak is None:
+        whole = total + part_total
+        inverse = invert(whole)
+        own = total * inverse
+        total[...] = whole
+        return own, inverse
     higher = np.maximum(peak, part_peak)
     own, scale = total * relate(peak, higher), relate(part_peak, higher)
     whole = own + part_total * scale
@@ -175,7 +158,8 @@ def normalise(
     peak = exponentiate(energies, diagonals, tame)
     total = sum_weights(energies, tame)
     np.log(total, out=lse)
-    lse += peak
+    if peak is not None:
+        lse += peak
     energies *= invert(total)[..., None]
     keyless: np.ndarray = total == 0
     return keyless

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from crisscross.cpu import products
 from crisscross.testing import make_case
-from tests.support.calls import run_whole
+from tests.support.calls import run_backward, run_forward
 
 SIZES = st.integers(1, 11)
 
@@ -96,12 +96,16 @@ def test_positions_that_share_lines_of_a_cache_are_left_whole(monkeypatch, kerne
 def test_forward_and_backward_multiply_in_pieces_where_there_are_kernels(monkeypatch, kernels):
     cut = []
 
-    def look(weights, values, result):
+    def look(weights, values, result, most):
         cut.append(values.shape[-1])
-        multiply_pieces(weights, values, result)
+        multiply_pieces(weights, values, result, most)
 
     multiply_pieces = products._multiply_pieces
     monkeypatch.setattr(products, "has_small_kernels", lambda: kernels)
     monkeypatch.setattr(products, "_multiply_pieces", look)
-    run_whole(make_case((97, 61), head_size_qk=16, head_size_v=48), "cpu")
-    assert set(cut) == ({16, 48} if kernels else set())
+    case = make_case((97, 61), head_size_qk=112, head_size_v=120, channel_axis=-1)
+    result = run_forward(case)
+    assert set(cut) == ({120} if kernels else set())
+    cut.clear()
+    run_backward(case, *result)
+    assert set(cut) == ({112, 120} if kernels else set())

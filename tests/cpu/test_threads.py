@@ -6,7 +6,6 @@ import dataclasses
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +25,9 @@ CASES = [
     make_case((7, 31, 29), head_size_qk=8, head_size_v=24, masked=True),
     make_case((2100,), head_size_qk=8, head_size_v=9, energy_peak=90.0),
     make_case((33, 64), heads=4, head_size_qk=25, head_size_v=25, dtype="float64"),
+    make_case((65, 60), batch=3, heads=2, head_size_qk=8, head_size_v=80),
+    make_case((97, 41), head_size_qk=8, head_size_v=65, masked=True),
+    make_case((256, 97), head_size_qk=8, head_size_v=16),
 ]
 
 MAPS = make_case((97, 61), batch=3, head_size_qk=16, head_size_v=48)
@@ -58,9 +60,13 @@ def assert_same_bits(actual, expected):
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-def test_that_the_cases_go_both_ways():
-    ways = [plan.make_plan(case.problem).small for case in CASES]
-    assert ways.count(True) >= 3 and ways.count(False) >= 3
+def test_that_the_cases_go_all_ways():
+    ways = []
+    for case in CASES:
+        found = plan.make_plan(case.problem)
+        by_channels = found.medium and case.problem.channel_axis == 1
+        ways += ["small" if found.small else "medium" if by_channels else "large"]
+    assert all(ways.count(way) >= 3 for way in ("small", "medium", "large"))
 
 
 def test_the_way_of_an_image_is_its_own():
@@ -70,7 +76,7 @@ def test_the_way_of_an_image_is_its_own():
             plan.make_plan(make_case(spatial, batch=batch, head_size_v=8).problem)
             for batch in (1, 2, 9)
         ]
-        assert len({found.small for found in plans}) == 1
+        assert len({(found.small, found.medium) for found in plans}) == 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -88,10 +94,13 @@ def test_images_interleaved_in_memory(dtype):
     assert_same_bits(run(case), expected)
 
 
-@pytest.mark.parametrize("most_flops", [1e8, 0])
-def test_an_image_is_not_judged_by_its_neighbours(monkeypatch, most_flops):
+@pytest.mark.parametrize(
+    ("most_flops", "most_bytes"), [(1e8, 0), (0, 1 << 23), (0, 0)], ids=["small", "medium", "large"]
+)
+def test_an_image_is_not_judged_by_its_neighbours(monkeypatch, most_flops, most_bytes):
     """Whether energies may do without a shift is asked of an image, whoever is beside it."""
     monkeypatch.setattr(plan, "SMALL_IMAGE_FLOPS", most_flops)
+    monkeypatch.setattr(plan, "MEDIUM_IMAGE_BYTES", most_bytes)
     monkeypatch.setattr(small, "TINY_BYTES", 0)
     monkeypatch.setattr(weights, "_FEWEST_KEYS", 8)
     crisscross.set_num_threads(1)
@@ -120,7 +129,7 @@ def test_a_strip_without_keys_does_not_change_a_bit_of_others(monkeypatch, hides
     Products in pieces are made to differ from whole ones by more than a few bits now and then.
     """
 
-    def multiply_otherwise(weights, values, result):
+    def multiply_otherwise(weights, values, result, most):
         np.matmul(weights, values, out=result)
         result *= np.float32(1.5)
 
@@ -436,11 +445,3 @@ def test_spawned_children_compute_the_same(tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.strip() == "True", done.stderr
-
-
-@pytest.mark.parametrize(("architecture", "small"), [("SkylakeX", True), ("Haswell", False)])
-def test_kernels_for_small_matrices_are_known_by_the_cpu(monkeypatch, architecture, small):
-    monkeypatch.setattr(threads, "_state", threads._State())
-    monkeypatch.setattr(threads, "_has_openblas", lambda: True)
-    threads._state.libraries = [SimpleNamespace(), SimpleNamespace(architecture=architecture)]
-    assert threads.has_small_kernels() == small

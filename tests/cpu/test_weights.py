@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import crisscross
-from crisscross.cpu import weights
+from crisscross.cpu import lengths, weights
 from crisscross.testing import make_case
 
 
@@ -71,3 +71,31 @@ def test_images_with_large_energies_are_shifted_and_no_others(monkeypatch, facto
     oracle = crisscross.criss_cross_attention(*wide, return_lse=True, backend="reference")
     for result, expected in zip(found, oracle, strict=True):
         np.testing.assert_allclose(result, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_to_join_what_was_not_shifted_takes_no_peaks():
+    """The same bits, by fewer steps; also where neither part has a key."""
+    rng = np.random.default_rng(0)
+    total, part = rng.uniform(0, 9, (2, 40)).astype(np.float32)
+    total[:3] = part[2:4] = 0
+    zeros = np.zeros(40, np.float32)
+    results = []
+    for part_peak in (zeros, None):
+        peak, whole = zeros.copy(), total.copy()
+        with np.errstate(divide="ignore"):
+            shares = weights.join(peak, whole, part_peak, part)
+        results.append((peak, whole, *shares))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("first", "longest"),
+    [(3.0, 5.0), (np.nan, 5.0), (-np.inf, 5.0), (30.0, np.hypot(30, 4)), (1e30, np.inf)],
+)
+def test_the_longest_vector_bounds_the_energies(first, longest):
+    """Vectors that are not finite do not count, but a square beyond the largest float does."""
+    vectors = np.full((2, 3, 2), [3, 4], np.float32)
+    vectors[1, 2, 0] = first
+    with np.errstate(all="ignore"):
+        assert lengths.measure_longest(vectors) == pytest.approx(longest)

@@ -1,11 +1,21 @@
-"""All ways of the `cpu` backend: tiny and small images as a whole, and blocks of strips."""
+"""All ways of the `cpu` backend: tiny and small images as a whole, by channels, and by blocks."""
 
 from __future__ import annotations
 
 import pytest
 
 import crisscross
-from crisscross.cpu import backward, copies, plan, products, small, strips, weights
+from crisscross.cpu import (
+    backward,
+    copies,
+    medium,
+    openblas,
+    plan,
+    products,
+    small,
+    strips,
+    weights,
+)
 
 #: Room behind every vector, some rows, and between all channels, as large ones need it.
 ROOMY = [
@@ -22,9 +32,12 @@ PIECES = [
     (products, "_SMALL_PRODUCT", 24),
     (products, "_PIECES", ((2, None), (None, 3), (2, 3), (1, 3))),
 ]
+#: Arrays that BLAS transposes, of any size, where it can.
+TRANSPOSED = [(openblas, "_LEAST_TRANSPOSED", 1)]
 #: Limits so low that the small problems of the tests have many blocks, tiles, chunks and ranges.
 BLOCKS = [
     (plan, "SMALL_IMAGE_FLOPS", 0),
+    (plan, "MEDIUM_IMAGE_BYTES", 0),
     (plan, "TILE_BYTES", 256),
     (strips, "TILE_BYTES", 256),
     (strips, "BLOCK_BYTES", 512),
@@ -43,8 +56,15 @@ LIMITS = {
         (weights, "_FEWEST_KEYS", 3),
     ],
     "blocks": BLOCKS,
+    "medium": [
+        *BLOCKS,
+        (plan, "MEDIUM_IMAGE_BYTES", 1 << 30),
+        (medium, "_GROUP_BYTES", 512),
+        (medium, "_CHANNELS", 2),
+        *TRANSPOSED,
+    ],
     # One image after the other, each among all threads.
-    "groups": [*BLOCKS, (plan, "GROUP_BYTES", 1)],
+    "groups": [*BLOCKS, *TRANSPOSED, (plan, "GROUP_BYTES", 1)],
 }
 
 

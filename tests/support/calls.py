@@ -5,14 +5,24 @@ from __future__ import annotations
 import crisscross
 
 
-def run_whole(case, backend=None):
-    """out, lse, dq, dk and dv by `criss_cross_attention` and its backward, by name."""
-    out, lse = crisscross.criss_cross_attention(
+def run_forward(case, backend=None):
+    """out and lse by `criss_cross_attention`."""
+    return crisscross.criss_cross_attention(
         case.q, case.k, case.v, **case.options, return_lse=True, backend=backend
     )
-    dq, dk, dv = crisscross.criss_cross_attention_backward(
+
+
+def run_backward(case, out, lse, backend=None):
+    """dq, dk and dv by `criss_cross_attention_backward`."""
+    return crisscross.criss_cross_attention_backward(
         case.dout, case.q, case.k, case.v, out, lse, dlse=case.dlse, **case.options, backend=backend
     )
+
+
+def run_whole(case, backend=None):
+    """out, lse, dq, dk and dv by both, by name."""
+    out, lse = run_forward(case, backend)
+    dq, dk, dv = run_backward(case, out, lse, backend)
     return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
 
 

@@ -1,0 +1,211 @@
+"""Forward of images of medium size: their weights are kept, and their values go by channels.
+
+The weights along all axes fit in a cache that the cores share. So no mean is read and rescaled from
+axis to axis, and the values need not be turned as a whole: some channels at a time they are copied,
+multiplied along every axis and written where they belong, in little more than the cache of a core.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from crisscross.cpu.copies import copy_in, copy_out
+from crisscross.cpu.crew import Crew
+from crisscross.cpu.lengths import convert_and_judge, spread
+from crisscross.cpu.plan import Plan
+from crisscross.cpu.products import multiply, suit_pieces
+from crisscross.cpu.strips import Task, cut, cut_tasks, find_diagonal, lay_along
+from crisscross.cpu.weights import compute_energies, exponentiate, invert, relate, sum_weights
+from crisscross.cpu.workspace import Workspace
+from crisscross.problem import AttentionProblem
+
+#: Bytes of values that go at a time, in groups of a multiple of so many channels: those are a line
+#: of a cache. There are to be some groups for the threads, also of few channels.
+_GROUP_BYTES = 5 << 18
+_CHANNELS = 16
+_FEWEST_GROUPS = 4
+
+
+class _Side(NamedTuple):
+    """What belongs to an axis.
+
+    The weights are (1, heads, *others, L, L), their peak and total (1, heads, *S).
+    """
+
+    axis: int
+    skips_self: bool
+    weights: np.ndarray
+    peak: np.ndarray
+    total: np.ndarray
+    tasks: list[Task]
+
+
+def attend_medium(
+    problem: AttentionProblem,
+    plan: Plan,
+    crew: Crew,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    key_mask: np.ndarray | None,
+    out: np.ndarray,
+    lse: np.ndarray,
+) -> None:
+    """Fill `out` and `lse` of a group of images; arrays are (N, heads, *S[, D])."""
+    for n in range(len(lse)):
+        image = slice(n, n + 1)
+        mask = None if key_mask is None else key_mask[image]
+        medium = _Medium(problem, plan, crew, mask, lse[image])
+        medium.weigh(q[image], k[image])
+        medium.normalise()
+        medium.multiply(v[image], out[image])
+
+
+def cut_channels(channel_bytes: int, channels: int) -> list[slice]:
+    """Cut the channels of a head, of so many bytes each, into groups."""
+    most = min(_GROUP_BYTES // channel_bytes, channels // _FEWEST_GROUPS)
+    width = max(1, most // _CHANNELS) * _CHANNELS
+    return [slice(i, min(i + width, channels)) for i in range(0, channels, width)]
+
+
+class _Medium:
+    """The forward of one image."""
+
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        plan: Plan,
+        crew: Crew,
+        key_mask: np.ndarray | None,
+        lse: np.ndarray,
+    ) -> None:
+        self.problem, self.dtype, self.crew = problem, plan.dtype, crew
+        self.key_mask, self.lse = key_mask, lse
+        self.sides = [self._make_side(axis) for axis in problem.axes]
+
+    def _make_side(self, axis: int) -> _Side:
+        take, crew, shape = self.crew.workspace.reuse, self.crew, self._lay(self.lse, axis).shape
+        owns_self = axis == self.problem.axes[0] and self.problem.include_self
+        return _Side(
+            axis,
+            not owns_self,
+            take(f"weights {axis}", (*shape, shape[-1]), self.dtype),
+            take(f"peak {axis}", self.lse.shape, self.dtype),
+            take(f"total {axis}", self.lse.shape, self.dtype),
+            cut_tasks(
+                shape,
+                self.dtype.itemsize,
+                crew.threads,
+                head_size=self.problem.head_size_qk,
+                share_rows=True,
+            ),
+        )
+
+    def _lay(self, array: np.ndarray, axis: int) -> np.ndarray:
+        return lay_along(array, axis, self.lse.ndim - 2)
+
+    @property
+    def _tasks(self) -> list[tuple[_Side, Task]]:
+        return [(side, task) for side in self.sides for task in side.tasks]
+
+    def weigh(self, q: np.ndarray, k: np.ndarray) -> None:
+        """Compute the weights of each side, relative to peaks of its own."""
+        features = {"q": q, "k": k}
+        (q, k), tame = convert_and_judge(
+            features, self.problem, self.dtype, self.crew, self.key_mask
+        )
+
+        def weigh(numbered: tuple[_Side, Task], _: Workspace) -> None:
+            side, (block, tiles) = numbered
+            queries, keys = (block.of(self._lay(x, side.axis)) for x in (q, k))
+            peak, total = (block.of(self._lay(x, side.axis)) for x in (side.peak, side.total))
+            seen = None
+            if self.key_mask is not None:
+                seen = block.of(self._lay(self.key_mask, side.axis))
+            calm = None if tame is None else block.of(spread(tame, side.weights.shape[:-2]))
+            for rows in tiles:
+                weights = block.of(side.weights)[..., rows, :]
+                compute_energies(queries[..., rows, :], keys, self.problem.scale, seen, weights)
+                diagonals = []
+                if side.skips_self:
+                    diagonals.append(find_diagonal(weights, rows, slice(0, weights.shape[-1])))
+                found = exponentiate(weights, diagonals, calm)
+                peak[..., rows] = 0 if found is None else found
+                total[..., rows] = sum_weights(weights, calm)
+
+        self.crew.run(self._tasks, weigh)
+
+    def normalise(self) -> None:
+        """Make the weights of all sides add up to 1, and fill lse."""
+        peak = reduce(np.maximum, [side.peak for side in self.sides])
+        shares = [relate(side.peak, peak) for side in self.sides]
+        whole = reduce(
+            np.add, [s.total * share for s, share in zip(self.sides, shares, strict=True)]
+        )
+        inverse = invert(whole)
+        factors = {s.axis: share * inverse for s, share in zip(self.sides, shares, strict=True)}
+        np.log(whole, out=self.lse)
+        self.lse += peak
+
+        def scale(numbered: tuple[_Side, Task], _: Workspace) -> None:
+            side, (block, tiles) = numbered
+            weights, factor = (
+                block.of(side.weights),
+                block.of(self._lay(factors[side.axis], side.axis)),
+            )
+            for rows in tiles:
+                weights[..., rows, :] *= factor[..., rows, None]
+
+        self.crew.run(self._tasks, scale)
+
+    def multiply(self, v: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` with the weighted means."""
+
+        def multiply_some(task: tuple[slice, slice], workspace: Workspace) -> None:
+            heads, channels = task
+            place = (slice(None), heads, ..., channels)
+            given = v[place]
+            values, mean = (
+                workspace.reuse(name, given.shape, self.dtype) for name in ("values", "mean")
+            )
+            copy_in(given, values, workspace)
+            if self.key_mask is not None:
+                values[~self.key_mask[:, heads]] = 0
+            for side in self.sides:
+                self._add(side, heads, values, mean, workspace)
+            copy_out(mean, out[place], workspace)
+
+        groups = cut_channels(math.prod(v.shape[2:-1]) * self.dtype.itemsize, v.shape[-1])
+        self.crew.run([*product(cut(v.shape[1], 1), groups)], multiply_some)
+
+    def _add(
+        self,
+        side: _Side,
+        heads: slice,
+        values: np.ndarray,
+        mean: np.ndarray,
+        workspace: Workspace,
+    ) -> None:
+        """Add the products of some channels of a head along one axis."""
+        weights, total = side.weights[:, heads], self._lay(side.total, side.axis)[:, heads]
+        strips, sums = self._lay(values, side.axis), self._lay(mean, side.axis)
+        part = sums
+        if side is not self.sides[0]:
+            part = workspace.reuse("part", sums.shape, self.dtype)
+        multiply(
+            weights,
+            strips,
+            part,
+            excluded=0 if side.skips_self else None,
+            in_pieces=suit_pieces(strips),
+        )
+        if not total.all():
+            # Weights of zero, but the values may be NaN.
+            part[total == 0] = 0
+        if part is not sums:
+            sums += part

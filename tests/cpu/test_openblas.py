@@ -1,0 +1,115 @@
+"""What OpenBLAS does beyond products: bit for bit what NumPy does, or nothing at all."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crisscross.cpu import openblas
+
+SIZES = st.integers(2, 9)
+
+
+@pytest.fixture(autouse=True)
+def _ask_anew():
+    """Let each test find out about the BLAS of its own."""
+    yield
+    for function in (openblas.find_architecture, openblas._find_function):
+        function.cache_clear()
+
+
+def pretend(monkeypatch, architecture, build="openblas"):
+    libraries = [SimpleNamespace(), SimpleNamespace(architecture=architecture)]
+    monkeypatch.setattr(openblas, "find_libraries", lambda: libraries)
+    configuration = {"Build Dependencies": {"blas": {"name": build}}}
+    monkeypatch.setattr(openblas.np, "show_config", lambda **_: configuration)
+    openblas.find_architecture.cache_clear()
+    openblas._find_function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "build", "found", "small"),
+    [
+        ("SkylakeX", "scipy-openblas", "SkylakeX", True),
+        ("Haswell", "openblas64", "Haswell", False),
+        ("SkylakeX", "mkl-sdl", None, False),
+        (None, "openblas", None, False),
+    ],
+)
+def test_the_cpu_is_known_by_the_blas_of_numpy(monkeypatch, architecture, build, found, small):
+    pretend(monkeypatch, architecture, build)
+    assert openblas.find_architecture() == found
+    assert openblas.has_small_kernels() == small
+
+
+@pytest.mark.parametrize("architecture", ["Nehalem", None])
+def test_other_cpus_are_left_to_numpy(monkeypatch, architecture):
+    pretend(monkeypatch, architecture)
+    monkeypatch.setattr(openblas, "_LEAST_TRANSPOSED", 1)
+    source, target = np.ones((4, 3), np.float32), np.zeros((3, 4), np.float32).T
+    assert not openblas.transpose(source, target)
+    assert (target == 0).all()
+
+
+def needs_kernels():
+    if openblas._find_function("float32") is None:
+        pytest.skip("NumPy's BLAS is no OpenBLAS that transposes fast on this CPU")
+
+
+@settings(deadline=None)
+@given(
+    outer=st.lists(st.integers(1, 3), max_size=2),
+    sizes=st.tuples(SIZES, SIZES),
+    gaps=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    by_rows=st.booleans(),
+)
+def test_a_transposed_copy_has_the_bits_of_its_source(outer, sizes, gaps, dtype, by_rows):
+    """Also those of NaN, infinity, minus zero and the smallest float; gaps stay as they are."""
+    needs_kernels()
+    rows, columns = sizes
+    rng = np.random.default_rng(0)
+    special = [np.nan, np.inf, -np.inf, -0.0, np.finfo(dtype).smallest_subnormal, 1.5]
+    source = rng.choice(np.array(special, dtype), (*outer, rows, columns + gaps[0]))
+    source = source[..., :columns]
+    memory = np.full((*outer, columns, rows + gaps[1]), 7, dtype)
+    target = memory[..., :rows].swapaxes(-1, -2)
+    if not by_rows:
+        source, target = source.swapaxes(-1, -2), target.swapaxes(-1, -2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openblas, "_LEAST_TRANSPOSED", 1)
+        assert openblas.transpose(source, target)
+    assert source.tobytes() == target.tobytes()
+    assert (memory[..., rows:] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (np.ones((4, 3), np.float16), np.zeros((3, 4), np.float16).T),
+        (np.ones((4, 3), np.float32), np.zeros((3, 4), np.float64).T),
+        (np.ones((4, 3), np.float32), np.zeros((4, 3), np.float32)),
+        (np.ones((4, 6), np.float32)[:, ::2], np.zeros((3, 4), np.float32).T),
+        (np.ones((4, 3), np.float32)[::-1], np.zeros((3, 4), np.float32).T),
+        (np.broadcast_to(np.ones(3, np.float32), (4, 3)), np.zeros((3, 4), np.float32).T),
+        (np.ones(49, np.uint8)[1:].view(np.float32).reshape(4, 3), np.zeros((3, 4), np.float32).T),
+    ],
+    ids=["half", "another dtype", "by rows", "gaps", "backwards", "overlapping", "unaligned"],
+)
+def test_other_matrices_are_left_alone(monkeypatch, source, target):
+    needs_kernels()
+    monkeypatch.setattr(openblas, "_LEAST_TRANSPOSED", 1)
+    assert not openblas.transpose(source, target)
+    assert (target == 0).all()
+
+
+def test_small_matrices_are_left_to_numpy():
+    needs_kernels()
+    sides = 127, 129
+    source, target = np.ones(sides, np.float32), np.zeros(sides[::-1], np.float32).T
+    assert source.size < openblas._LEAST_TRANSPOSED <= 128 * 128
+    assert not openblas.transpose(source, target)
