@@ -28,7 +28,13 @@ _POSITIONS_OUT = 512
 
 _CLASH_BYTES = 512
 _CLASH_OF_ROWS = 4096
+#: Most rows that may clash: room behind them costs what lies evenly gains.
+_MOST_ROWS = 128
 _LINE_BYTES = 64
+
+#: Fewest elements that OpenBLAS is to transpose; and fewest of channels that clash, of which NumPy
+#: makes more steps. A call costs as much as some thousand elements.
+_LEAST_TRANSPOSED, _LEAST_CLASHING = 1 << 14, 1 << 11
 
 
 def take_features(
@@ -37,7 +43,8 @@ def take_features(
     """Lend (N, heads, *S, D), channels innermost; room behind vectors and rows where it helps."""
     *outer, row, channels = shape
     size = _pad(channels, dtype)
-    roomy = row + (row * size * dtype.itemsize % _CLASH_OF_ROWS == 0)
+    clash = outer[-1] > _MOST_ROWS and row * size * dtype.itemsize % _CLASH_OF_ROWS == 0
+    roomy = row + clash
     memory = workspace.reuse(name, (*outer, roomy, size), dtype)
     return memory[..., :row, :channels]
 
@@ -161,7 +168,7 @@ def _cut_pieces(source: np.ndarray, target: np.ndarray, chunk: int) -> list[_Pie
 
 def _turn(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
     """Copy (..., D) of any layout to one with the channels innermost."""
-    if source.ndim == 2 and transpose(source, target):
+    if _transpose(source, target):
         return
     *spatial, channels = source.shape
     apart = abs(source.strides[-1])
@@ -182,8 +189,18 @@ def _turn_back(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> 
         close = workspace.reuse("turned", source.shape, source.dtype)
         close[...] = source
         source, target = close.reshape(positions.shape), positions
-    if source.ndim > 2 or not transpose(source, target):
+    if not _transpose(source, target):
         target[...] = source
+
+
+def _transpose(source: np.ndarray, target: np.ndarray) -> bool:
+    """Let OpenBLAS copy (positions, D), if it can and is faster at it; return whether it has."""
+    if source.ndim > 2:
+        return False
+    apart = max(abs(source.strides[-1]), abs(target.strides[-1]))
+    clash = apart % _CLASH_BYTES == 0
+    least = _LEAST_CLASHING if clash else _LEAST_TRANSPOSED
+    return source.size >= least and transpose(source, target)
 
 
 def _list_positions(features: np.ndarray) -> np.ndarray | None:

@@ -16,9 +16,6 @@ from crisscross.cpu.threads import find_libraries
 #: has kernels that transpose; on others it does so element by element, and NumPy is faster.
 _WITH_SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 _WITH_TRANSPOSING_KERNELS = _WITH_SMALL_KERNELS | {"Haswell", "Zen"}
-#: Fewest elements of a matrix to transpose: a call costs as much as some thousand of them.
-_LEAST_TRANSPOSED = 1 << 14
-
 _ROW_MAJOR, _TRANSPOSED = 101, 112
 _LETTERS = {"float32": ("s", ctypes.c_float), "float64": ("d", ctypes.c_double)}
 #: What builds of OpenBLAS put before and behind the names of its functions.
@@ -42,33 +39,28 @@ def has_small_kernels() -> bool:
 
 
 def transpose(source: np.ndarray, target: np.ndarray) -> bool:
-    """Copy matrices (..., M, N) that lie by rows in one of the arrays and by columns in the other.
+    """Copy a matrix that lies by rows in one of the arrays and by columns in the other.
 
-    Return whether it is done: not, if they lie otherwise or are small, or if there is no OpenBLAS
-    that is fast at it.
+    Return whether it is done: only if they lie so, and there is an OpenBLAS that is fast at it.
     """
     function = _find_function(source.dtype.name)
-    rows, columns = source.shape[-2:]
-    if function is None or target.dtype != source.dtype or rows * columns < _LEAST_TRANSPOSED:
+    if function is None or target.dtype != source.dtype:
         return False
     if source.strides[-1] != source.itemsize:
-        source, target = source.swapaxes(-1, -2), target.swapaxes(-1, -2)
-        rows, columns = columns, rows
-    apart = _measure_rows(source), _measure_rows(target.swapaxes(-1, -2))
-    if None in apart:
+        source, target = source.T, target.T
+    lda, ldb = _measure_rows(source), _measure_rows(target.T)
+    if lda is None or ldb is None:
         return False
-    for place in np.ndindex(source.shape[:-2]):
-        addresses = source[place].ctypes.data, target[place].ctypes.data
-        (a, lda), (b, ldb) = zip(addresses, apart, strict=True)
-        function(_ROW_MAJOR, _TRANSPOSED, rows, columns, 1.0, a, lda, b, ldb)
+    a, b = source.ctypes.data, target.ctypes.data
+    function(_ROW_MAJOR, _TRANSPOSED, *source.shape, 1.0, a, lda, b, ldb)
     return True
 
 
-def _measure_rows(matrices: np.ndarray) -> int | None:
+def _measure_rows(matrix: np.ndarray) -> int | None:
     """Count the elements from row to row; None, if rows overlap, or have gaps in themselves."""
-    elements, rest = divmod(matrices.strides[-2], matrices.itemsize)
-    whole = matrices.strides[-1] == matrices.itemsize and elements >= matrices.shape[-1]
-    return elements if whole and rest == 0 and matrices.flags.aligned else None
+    elements, rest = divmod(matrix.strides[0], matrix.itemsize)
+    whole = matrix.strides[1] == matrix.itemsize and elements >= matrix.shape[1]
+    return elements if whole and rest == 0 and matrix.flags.aligned else None
 
 
 @cache

@@ -15,7 +15,7 @@ import numpy as np
 
 #: Bytes of energies that a tile may hold. Smaller ones would fit a smaller cache, but each step of
 #: a tile also costs its share of the interpreter, which the threads have in common.
-TILE_BYTES = 1 << 20
+TILE_BYTES = 2 << 20
 #: Fewest queries in a tile of a strip too long for that: thinner matrices are slow to multiply.
 LEAST_ROWS = 64
 #: Bytes of values that a block may hold: each thread needs as much for their weighted means.

@@ -12,20 +12,27 @@ FLOAT32 = np.dtype(np.float32)
 
 
 @pytest.mark.parametrize(
-    ("row", "channels", "strides"),
-    [(97, 512, (97 * 2112, 2112)), (256, 32, (257 * 128, 128)), (24, 16, (1536, 64))],
-    ids=["behind vectors", "behind rows", "nowhere"],
+    ("rows", "row", "channels", "strides"),
+    [
+        (3, 97, 512, (97 * 2112, 2112)),
+        (129, 256, 32, (257 * 128, 128)),
+        (128, 256, 32, (256 * 128, 128)),
+        (3, 24, 16, (1536, 64)),
+    ],
+    ids=["behind vectors", "behind rows", "behind few rows", "nowhere"],
 )
-def test_room_is_left_where_positions_would_clash(row, channels, strides):
+def test_room_is_left_where_positions_would_clash(rows, row, channels, strides):
+    shape = (1, 1, rows, row, channels)
     with Workspace() as workspace:
-        features = copies.take_features(workspace, "v", (1, 1, 3, row, channels), FLOAT32)
-        assert features.shape == (1, 1, 3, row, channels)
+        features = copies.take_features(workspace, "v", shape, FLOAT32)
+        assert features.shape == shape
         assert features.strides[-3:-1] == strides
 
 
 @pytest.mark.parametrize("spatial", [(4, 8, 256), (32, 256), (2048,), (4, 8, 255)])
-def test_pieces_are_of_bounded_size_and_every_position_is_in_one(spatial):
+def test_pieces_are_of_bounded_size_and_every_position_is_in_one(monkeypatch, spatial):
     """Rows of 256 positions have room behind them, those of 255 have none."""
+    monkeypatch.setattr(copies, "_MOST_ROWS", 1)
     source = np.zeros((2, 3, *spatial, 16), np.float32)
     with Workspace() as workspace:
         target = copies.take_features(workspace, "q", source.shape, FLOAT32)
@@ -37,3 +44,23 @@ def test_pieces_are_of_bounded_size_and_every_position_is_in_one(spatial):
             piece.source[...] += 1
             piece.target[...] += 1
         assert (source == 1).all() and (target == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("positions", "channels", "transposed"),
+    [(1000, 16, False), (1024, 16, True), (128, 16, True), (127, 16, False), (1033, 16, True)],
+    ids=["small", "clashing", "smallest clashing", "too small", "large"],
+)
+def test_openblas_transposes_what_is_large_or_clashes(monkeypatch, positions, channels, transposed):
+    """On the way in and out; the rest is NumPy's, here all of it."""
+    asked = []
+    monkeypatch.setattr(copies, "transpose", lambda *arrays: asked.append(arrays))
+    values = np.arange(positions * channels, dtype=np.float32).reshape(1, 1, -1, channels)
+    given = np.ascontiguousarray(values.swapaxes(-1, -2)).swapaxes(-1, -2)
+    copied, result = np.empty_like(values), np.empty_like(given)
+    with Workspace() as workspace:
+        copies.copy_in(given, copied, workspace)
+        copies.copy_out(values, result, workspace)
+    assert len(asked) == 2 * transposed
+    np.testing.assert_array_equal(copied, values)
+    np.testing.assert_array_equal(result, values)

@@ -9,7 +9,6 @@ from crisscross.cpu import (
     backward,
     copies,
     medium,
-    openblas,
     plan,
     products,
     small,
@@ -24,6 +23,7 @@ ROOMY = [
     (copies, "_POSITIONS_OUT", 2),
     (copies, "_CLASH_BYTES", 4),
     (copies, "_CLASH_OF_ROWS", 32),
+    (copies, "_MOST_ROWS", 1),
     (copies, "_LINE_BYTES", 16),
 ]
 #: Products in pieces, whatever the CPU.
@@ -33,7 +33,7 @@ PIECES = [
     (products, "_PIECES", ((2, None), (None, 3), (2, 3), (1, 3))),
 ]
 #: Arrays that BLAS transposes, of any size, where it can.
-TRANSPOSED = [(openblas, "_LEAST_TRANSPOSED", 1)]
+TRANSPOSED = [(copies, "_LEAST_TRANSPOSED", 1), (copies, "_LEAST_CLASHING", 1)]
 #: Limits so low that the small problems of the tests have many blocks, tiles, chunks and ranges.
 BLOCKS = [
     (plan, "SMALL_IMAGE_FLOPS", 0),

@@ -137,10 +137,10 @@ ON = "threads, BLAS held to one under each"
             1,
             3,
             "7130 KiB of weights of an image at a time, values by channels on "
-            f"3 {ON}; in tiles of 1024 KiB of energies if channels are innermost in memory",
+            f"3 {ON}; in tiles of 2048 KiB of energies if channels are innermost in memory",
         ),
-        ((128, 97), 1, 3, f"in tiles of 1024 KiB of energies on 3 {ON}"),
-        ((128, 97), 1, 1, "in tiles of 1024 KiB of energies on 1 thread"),
+        ((128, 97), 1, 3, f"in tiles of 2048 KiB of energies on 3 {ON}"),
+        ((128, 97), 1, 1, "in tiles of 2048 KiB of energies on 1 thread"),
     ],
 )
 def test_the_way_of_the_cpu_backend(spatial, batch, threads, way):
