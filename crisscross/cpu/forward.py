@@ -11,14 +11,12 @@ from crisscross.cpu.medium import attend_medium
 from crisscross.cpu.plan import Plan, make_plan
 from crisscross.cpu.products import multiply, suit_pieces
 from crisscross.cpu.small import attend_small
-from crisscross.cpu.strips import Task, cut_tasks, find_diagonal, fits_tile, lay_along
+from crisscross.cpu.strips import Task, cut_tasks, fits_tile, lay_along
 from crisscross.cpu.sums import AxisSum
 from crisscross.cpu.weights import (
-    compute_energies,
-    exponentiate,
     invert,
     join,
-    sum_weights,
+    weigh,
 )
 from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem, split_heads
@@ -114,7 +112,6 @@ class _Forward:
         mask = None if self.key_mask is None else lay_along(self.key_mask, axis, spatial_ndim)
         tame = None if self.tame is None else spread(self.tame, total.shape[:-1])
         in_pieces = suit_pieces(v)
-        keys_of_strip = slice(0, total.shape[-1])
         tasks = cut_tasks(
             total.shape,
             dtype.itemsize,
@@ -130,12 +127,12 @@ class _Forward:
             seen = None if mask is None else block.of(mask)
             for rows in task.rows:
                 q_tile = queries[..., rows, :]
-                shape = (*q_tile.shape[:-1], keys_of_strip.stop)
+                shape = (*q_tile.shape[:-1], keys.shape[-2])
                 weights = workspace.reuse("energies", shape, dtype)
-                compute_energies(q_tile, keys, self.scale, seen, weights)
-                diagonals = [find_diagonal(weights, rows, keys_of_strip)] if skips_self else []
-                part_peak = exponentiate(weights, diagonals, calm)
-                part_total = sum_weights(weights, calm)
+                skipped = rows if skips_self else None
+                part_peak, part_total = weigh(
+                    q_tile, keys, self.scale, seen, weights, skipped=skipped, tame=calm
+                )
                 state = block.of(peak)[..., rows], block.of(total)[..., rows]
                 rest = None
                 if first:

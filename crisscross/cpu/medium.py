@@ -19,8 +19,8 @@ from crisscross.cpu.crew import Crew
 from crisscross.cpu.lengths import convert_and_judge, spread
 from crisscross.cpu.plan import Plan
 from crisscross.cpu.products import multiply, suit_pieces
-from crisscross.cpu.strips import Task, cut, cut_tasks, find_diagonal, lay_along
-from crisscross.cpu.weights import compute_energies, exponentiate, invert, relate, sum_weights
+from crisscross.cpu.strips import Task, cut, cut_tasks, lay_along
+from crisscross.cpu.weights import invert, relate, weigh
 from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem
 
@@ -120,8 +120,8 @@ class _Medium:
             features, self.problem, self.dtype, self.crew, self.key_mask
         )
 
-        def weigh(numbered: tuple[_Side, Task], _: Workspace) -> None:
-            side, (block, tiles) = numbered
+        def weigh_tiles(share: tuple[_Side, Task], _: Workspace) -> None:
+            side, (block, tiles) = share
             queries, keys = (block.of(self._lay(x, side.axis)) for x in (q, k))
             peak, total = (block.of(self._lay(x, side.axis)) for x in (side.peak, side.total))
             seen = None
@@ -130,15 +130,18 @@ class _Medium:
             calm = None if tame is None else block.of(spread(tame, side.weights.shape[:-2]))
             for rows in tiles:
                 weights = block.of(side.weights)[..., rows, :]
-                compute_energies(queries[..., rows, :], keys, self.problem.scale, seen, weights)
-                diagonals = []
-                if side.skips_self:
-                    diagonals.append(find_diagonal(weights, rows, slice(0, weights.shape[-1])))
-                found = exponentiate(weights, diagonals, calm)
+                found, total[..., rows] = weigh(
+                    queries[..., rows, :],
+                    keys,
+                    self.problem.scale,
+                    seen,
+                    weights,
+                    skipped=rows if side.skips_self else None,
+                    tame=calm,
+                )
                 peak[..., rows] = 0 if found is None else found
-                total[..., rows] = sum_weights(weights, calm)
 
-        self.crew.run(self._tasks, weigh)
+        self.crew.run(self._tasks, weigh_tiles)
 
     def normalise(self) -> None:
         """Make the weights of all sides add up to 1, and fill lse."""
@@ -152,8 +155,8 @@ class _Medium:
         np.log(whole, out=self.lse)
         self.lse += peak
 
-        def scale(numbered: tuple[_Side, Task], _: Workspace) -> None:
-            side, (block, tiles) = numbered
+        def scale(share: tuple[_Side, Task], _: Workspace) -> None:
+            side, (block, tiles) = share
             weights, factor = (
                 block.of(side.weights),
                 block.of(self._lay(factors[side.axis], side.axis)),

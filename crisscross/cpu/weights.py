@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from crisscross.cpu.strips import find_diagonal
+
 #: Largest energies of which exp is taken as they are: the sum of 1e9 of them still is a float32.
 TAME_ENERGY = 64.0
 #: Fewest keys for that: of one alone, log exp e has less digits than e.
@@ -28,6 +30,28 @@ def compute_energies(
     if mask is not None:
         np.copyto(energies, -np.inf, where=~mask[..., None, :])
     return energies
+
+
+def weigh(
+    q: np.ndarray,
+    k: np.ndarray,
+    scale: float,
+    mask: np.ndarray | None,
+    weights: np.ndarray,
+    *,
+    skipped: slice | None,
+    tame: np.ndarray | None,
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Fill a tile (..., rows, L) with weights; return their peaks, as `exponentiate`, and totals.
+
+    `skipped` are the keys that the rows are not to see, each one of them: themselves.
+    """
+    compute_energies(q, k, scale, mask, weights)
+    diagonals = []
+    if skipped is not None:
+        diagonals.append(find_diagonal(weights, skipped, slice(0, weights.shape[-1])))
+    peak = exponentiate(weights, diagonals, tame)
+    return peak, sum_weights(weights, tame)
 
 
 def exponentiate(
