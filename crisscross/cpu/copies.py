@@ -185,7 +185,8 @@ def _turn(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
 
 def _turn_back(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
     """Copy (..., D), the channels innermost, to any layout."""
-    if source.ndim > 2 and (positions := _list_positions(target)) is not None:
+    positions = _list_positions(target)
+    if source.ndim > 2 and positions is not None:
         close = workspace.reuse("turned", source.shape, source.dtype)
         close[...] = source
         source, target = close.reshape(positions.shape), positions

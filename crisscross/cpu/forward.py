@@ -16,7 +16,7 @@ from crisscross.cpu.sums import AxisSum
 from crisscross.cpu.weights import (
     invert,
     join,
-    weigh,
+    weigh_tile,
 )
 from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem, split_heads
@@ -130,7 +130,7 @@ class _Forward:
                 shape = (*q_tile.shape[:-1], keys.shape[-2])
                 weights = workspace.reuse("energies", shape, dtype)
                 skipped = rows if skips_self else None
-                part_peak, part_total = weigh(
+                part_peak, part_total = weigh_tile(
                     q_tile, keys, self.scale, seen, weights, skipped=skipped, tame=calm
                 )
                 state = block.of(peak)[..., rows], block.of(total)[..., rows]

@@ -20,12 +20,12 @@ from crisscross.cpu.lengths import convert_and_judge, spread
 from crisscross.cpu.plan import Plan
 from crisscross.cpu.products import multiply, suit_pieces
 from crisscross.cpu.strips import Task, cut, cut_tasks, lay_along
-from crisscross.cpu.weights import invert, relate, weigh
+from crisscross.cpu.weights import invert, relate, weigh_tile
 from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem
 
 #: Bytes of values that go at a time, in groups of a multiple of so many channels: those are a line
-#: of a cache. There are to be some groups for the threads, also of few channels.
+#: of a cache. There are to be some groups for the threads.
 _GROUP_BYTES = 5 << 18
 _CHANNELS = 16
 _FEWEST_GROUPS = 4
@@ -63,12 +63,12 @@ def attend_medium(
         medium = _Medium(problem, plan, crew, mask, lse[image])
         medium.weigh(q[image], k[image])
         medium.normalise()
-        medium.multiply(v[image], out[image])
+        medium.fill(v[image], out[image])
 
 
-def cut_channels(channel_bytes: int, channels: int) -> list[slice]:
-    """Cut the channels of a head, of so many bytes each, into groups."""
-    most = min(_GROUP_BYTES // channel_bytes, channels // _FEWEST_GROUPS)
+def cut_channels(channel_bytes: int, channels: int, heads: int) -> list[slice]:
+    """Cut the channels of each head, of so many bytes each, into groups."""
+    most = min(_GROUP_BYTES // channel_bytes, channels * heads // _FEWEST_GROUPS)
     width = max(1, most // _CHANNELS) * _CHANNELS
     return [slice(i, min(i + width, channels)) for i in range(0, channels, width)]
 
@@ -130,7 +130,7 @@ class _Medium:
             calm = None if tame is None else block.of(spread(tame, side.weights.shape[:-2]))
             for rows in tiles:
                 weights = block.of(side.weights)[..., rows, :]
-                found, total[..., rows] = weigh(
+                found, total[..., rows] = weigh_tile(
                     queries[..., rows, :],
                     keys,
                     self.problem.scale,
@@ -166,36 +166,37 @@ class _Medium:
 
         self.crew.run(self._tasks, scale)
 
-    def multiply(self, v: np.ndarray, out: np.ndarray) -> None:
+    def fill(self, v: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` with the weighted means."""
 
-        def multiply_some(task: tuple[slice, slice], workspace: Workspace) -> None:
-            heads, channels = task
-            place = (slice(None), heads, ..., channels)
+        def fill_some(task: tuple[slice, slice], workspace: Workspace) -> None:
+            head, channels = task
+            place = (slice(None), head, ..., channels)
             given = v[place]
             values, mean = (
                 workspace.reuse(name, given.shape, self.dtype) for name in ("values", "mean")
             )
             copy_in(given, values, workspace)
             if self.key_mask is not None:
-                values[~self.key_mask[:, heads]] = 0
+                values[~self.key_mask[:, head]] = 0
             for side in self.sides:
-                self._add(side, heads, values, mean, workspace)
+                self._add(side, head, values, mean, workspace)
             copy_out(mean, out[place], workspace)
 
-        groups = cut_channels(math.prod(v.shape[2:-1]) * self.dtype.itemsize, v.shape[-1])
-        self.crew.run([*product(cut(v.shape[1], 1), groups)], multiply_some)
+        heads, *spatial, channels = v.shape[1:]
+        groups = cut_channels(math.prod(spatial) * self.dtype.itemsize, channels, heads)
+        self.crew.run([*product(cut(heads, 1), groups)], fill_some)
 
     def _add(
         self,
         side: _Side,
-        heads: slice,
+        head: slice,
         values: np.ndarray,
         mean: np.ndarray,
         workspace: Workspace,
     ) -> None:
         """Add the products of some channels of a head along one axis."""
-        weights, total = side.weights[:, heads], self._lay(side.total, side.axis)[:, heads]
+        weights, total = side.weights[:, head], self._lay(side.total, side.axis)[:, head]
         strips, sums = self._lay(values, side.axis), self._lay(mean, side.axis)
         part = sums
         if side is not self.sides[0]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,12 +26,16 @@ _PREFIXES, _SUFFIXES = ("scipy_", ""), ("64_", "")
 
 @cache
 def find_architecture() -> str | None:
-    """Find out what NumPy's OpenBLAS calls this CPU; None, if NumPy has another BLAS."""
+    """Find out what NumPy's OpenBLAS calls this CPU; None, if NumPy has another BLAS, or none."""
+    libraries = find_libraries()
     configuration: Any = np.show_config(mode="dicts")
-    if "openblas" not in configuration["Build Dependencies"]["blas"]["name"]:
+    blas = configuration.get("Build Dependencies", {}).get("blas", {}).get("name", "")
+    # Some builds have a library called "blas" that another stands behind.
+    others = [library for library in libraries if library.internal_api != "openblas"]
+    if others and "openblas" not in blas:
         return None
     # All that are loaded see one CPU.
-    names = (getattr(library, "architecture", None) for library in find_libraries())
+    names = (getattr(library, "architecture", None) for library in libraries)
     return next((name for name in names if name), None)
 
 
@@ -66,21 +72,22 @@ def _measure_rows(matrix: np.ndarray) -> int | None:
 @cache
 def _find_function(dtype: str) -> Callable[..., None] | None:
     """Find ``cblas_?omatcopy``: order, transposed, rows, columns, alpha, a, lda, b, ldb."""
-    if dtype not in _LETTERS or find_architecture() not in _WITH_TRANSPOSING_KERNELS:
+    fast = sys.maxsize > 1 << 32 and find_architecture() in _WITH_TRANSPOSING_KERNELS
+    if dtype not in _LETTERS or not fast:
         return None
     letter, real = _LETTERS[dtype]
+    # Builds with integers of 32 bits read the lower half of these: those CPUs pass them so.
+    size, address = ctypes.c_int64, ctypes.c_void_p
     names = [f"{a}cblas_{letter}omatcopy{b}" for a, b in product(_PREFIXES, _SUFFIXES)]
     for library in find_libraries():
-        loaded = ctypes.CDLL(library.filepath)
-        for name in names:
-            if hasattr(loaded, name):
-                function = loaded[name]
-                # Builds with integers of 32 bits read the lower half of these, on these CPUs.
-                size, address = ctypes.c_int64, ctypes.c_void_p
-                function.argtypes = [
-                    *[ctypes.c_int] * 2, *[size] * 2, real, address, size, address, size,
-                ]  # fmt: skip
-                function.restype = None
-                found: Callable[..., None] = function
-                return found
+        with suppress(OSError):
+            loaded = ctypes.CDLL(library.filepath)
+            for name in names:
+                if hasattr(loaded, name):
+                    function: Any = loaded[name]
+                    function.argtypes = [
+                        *[ctypes.c_int] * 2, *[size] * 2, real, address, size, address, size,
+                    ]  # fmt: skip
+                    function.restype = None
+                    return cast(Callable[..., None], function)
     return None

@@ -19,8 +19,11 @@ from crisscross.problem import AttentionProblem
 SMALL_IMAGE_FLOPS = 1e8
 SMALL_IMAGE_BYTES = 1 << 21
 SMALL_CALL_FLOPS = 2e7
-#: Most bytes of energies of an image of medium size.
+#: Most bytes of energies of an image of medium size; fewest channels of a head, for fewer are no
+#: faster by groups; and most positions, for each thread needs scratch for some channels of them.
 MEDIUM_IMAGE_BYTES = 1 << 23
+MEDIUM_HEAD_SIZE = 128
+MEDIUM_POSITIONS = 1 << 15
 #: Bytes of energies of a group of small images.
 SMALL_GROUP_BYTES = 1 << 19
 #: Up to these sizes OpenBLAS multiplies on one thread by itself.
@@ -91,13 +94,11 @@ def describe_plan(problem: AttentionProblem) -> str:
             way = "small images: by whole arrays, on the caller's thread"
     else:
         threads = get_num_threads()
-        tiles = f"in tiles of {TILE_BYTES >> 10} KiB of energies"
-        way = f"{tiles} on {_name_threads(threads)}"
+        way = f"in tiles of {TILE_BYTES >> 10} KiB of energies on {_name_threads(threads)}"
         if plan.medium and problem.channel_axis == 1:
             weights = f"{plan.energy_bytes >> 10} KiB of weights of an image at a time"
-            way = f"{weights}, values by channels on {_name_threads(threads)}; {tiles} if channels "
-            way += "are innermost in memory"
-    return f"matmul along strips{merged}; no attention map is kept; {way}"
+            way += f"; forward, unless channels are innermost in memory, by channels with {weights}"
+    return f"matmul along strips{merged}; no attention map outlives the call; {way}"
 
 
 def _name_threads(threads: int) -> str:
@@ -122,5 +123,10 @@ def make_plan(problem: AttentionProblem) -> Plan:
     )
     image_bytes = positions * head_size * dtype.itemsize
     alone = small and single and flops * problem.batch <= SMALL_CALL_FLOPS
-    medium = not small and energy_bytes <= MEDIUM_IMAGE_BYTES
+    medium = (
+        not small
+        and energy_bytes <= MEDIUM_IMAGE_BYTES
+        and problem.head_size_v >= MEDIUM_HEAD_SIZE
+        and math.prod(problem.spatial) <= MEDIUM_POSITIONS
+    )
     return Plan(dtype, small, medium, alone, image_bytes, energy_bytes)

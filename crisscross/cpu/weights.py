@@ -32,7 +32,7 @@ def compute_energies(
     return energies
 
 
-def weigh(
+def weigh_tile(
     q: np.ndarray,
     k: np.ndarray,
     scale: float,

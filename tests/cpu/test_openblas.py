@@ -1,4 +1,4 @@
-"""What OpenBLAS does beyond products: bit for bit what NumPy does, or nothing at all."""
+"""What OpenBLAS does beyond products: what NumPy would do, or nothing at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from crisscross.cpu import openblas
 
-SIZES = st.integers(2, 9)
+#: Those of whole vectors, of parts of one, and of both.
+SIZES = st.integers(2, 9) | st.integers(10, 150)
 
 
 @pytest.fixture(autouse=True)
@@ -22,28 +23,47 @@ def _ask_anew():
         function.cache_clear()
 
 
-def pretend(monkeypatch, architecture, build="openblas"):
-    libraries = [SimpleNamespace(), SimpleNamespace(architecture=architecture)]
+def pretend(monkeypatch, architecture, configuration=None, others=()):
+    libraries = [SimpleNamespace(internal_api=name) for name in others]
+    libraries.append(SimpleNamespace(internal_api="openblas", architecture=architecture))
     monkeypatch.setattr(openblas, "find_libraries", lambda: libraries)
-    configuration = {"Build Dependencies": {"blas": {"name": build}}}
-    monkeypatch.setattr(openblas.np, "show_config", lambda **_: configuration)
+    monkeypatch.setattr(openblas.np, "show_config", lambda **_: configuration or {})
     openblas.find_architecture.cache_clear()
     openblas._find_function.cache_clear()
 
 
+def name_blas(name):
+    """What NumPy says of itself."""
+    return {"Build Dependencies": {"blas": {"name": name}}}
+
+
 @pytest.mark.parametrize(
-    ("architecture", "build", "found", "small"),
+    ("architecture", "configuration", "others", "found", "small"),
     [
-        ("SkylakeX", "scipy-openblas", "SkylakeX", True),
-        ("Haswell", "openblas64", "Haswell", False),
-        ("SkylakeX", "mkl-sdl", None, False),
-        (None, "openblas", None, False),
+        ("SkylakeX", name_blas("scipy-openblas"), ["mkl"], "SkylakeX", True),
+        ("Haswell", name_blas("openblas64"), [], "Haswell", False),
+        ("SkylakeX", name_blas("mkl-sdl"), ["mkl"], None, False),
+        ("SkylakeX", name_blas("blas"), ["blis"], None, False),
+        ("SkylakeX", name_blas("blas"), [], "SkylakeX", True),
+        ("SkylakeX", {}, ["blis"], None, False),
+        ("SkylakeX", {"Build Dependencies": {"blas": {"found": True}}}, [], "SkylakeX", True),
+        (None, name_blas("openblas"), [], None, False),
     ],
 )
-def test_the_cpu_is_known_by_the_blas_of_numpy(monkeypatch, architecture, build, found, small):
-    pretend(monkeypatch, architecture, build)
+def test_the_cpu_is_known_by_the_blas_of_numpy(
+    monkeypatch, architecture, configuration, others, found, small
+):
+    """Some builds do not say which BLAS they have: then OpenBLAS has to be the only one there."""
+    pretend(monkeypatch, architecture, configuration, others)
     assert openblas.find_architecture() == found
     assert openblas.has_small_kernels() == small
+
+
+def test_a_library_that_cannot_be_opened_is_done_without(monkeypatch):
+    pretend(monkeypatch, "SkylakeX")
+    openblas.find_libraries()[0].filepath = "/nowhere/libopenblas.so"
+    assert openblas.find_architecture() == "SkylakeX"
+    assert openblas._find_function("float32") is None
 
 
 @pytest.mark.parametrize("architecture", ["Nehalem", None])

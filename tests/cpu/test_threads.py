@@ -25,8 +25,9 @@ CASES = [
     make_case((7, 31, 29), head_size_qk=8, head_size_v=24, masked=True),
     make_case((2100,), head_size_qk=8, head_size_v=9, energy_peak=90.0),
     make_case((33, 64), heads=4, head_size_qk=25, head_size_v=25, dtype="float64"),
-    make_case((65, 60), batch=3, heads=2, head_size_qk=8, head_size_v=80),
-    make_case((97, 41), head_size_qk=8, head_size_v=65, masked=True),
+    make_case((65, 60), batch=3, heads=2, head_size_qk=8, head_size_v=144),
+    make_case((97, 41), head_size_qk=8, head_size_v=130, masked=True),
+    make_case((8, 31, 29), head_size_qk=8, head_size_v=128),
     make_case((256, 97), head_size_qk=8, head_size_v=16),
 ]
 
@@ -101,6 +102,7 @@ def test_an_image_is_not_judged_by_its_neighbours(monkeypatch, most_flops, most_
     """Whether energies may do without a shift is asked of an image, whoever is beside it."""
     monkeypatch.setattr(plan, "SMALL_IMAGE_FLOPS", most_flops)
     monkeypatch.setattr(plan, "MEDIUM_IMAGE_BYTES", most_bytes)
+    monkeypatch.setattr(plan, "MEDIUM_HEAD_SIZE", 1)
     monkeypatch.setattr(small, "TINY_BYTES", 0)
     monkeypatch.setattr(weights, "_FEWEST_KEYS", 8)
     crisscross.set_num_threads(1)

@@ -59,6 +59,7 @@ LIMITS = {
     "medium": [
         *BLOCKS,
         (plan, "MEDIUM_IMAGE_BYTES", 1 << 30),
+        (plan, "MEDIUM_HEAD_SIZE", 1),
         (medium, "_GROUP_BYTES", 512),
         (medium, "_CHANNELS", 2),
         *TRANSPOSED,
