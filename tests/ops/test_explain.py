@@ -24,8 +24,8 @@ def test_the_text():
         "arrays         numpy, on cpu",
         "call           directly",
         "backend        cpu: the first that serves cpu memory",
-        "algorithm      matmul along strips, merged by log-sum-exp; no attention map outlives the call; "
-        "small images: by whole arrays, on the caller's thread",
+        "algorithm      matmul along strips, merged by log-sum-exp; "
+        "no attention map outlives the call; small images: by whole arrays, on the caller's thread",
         "precision      tf32 asked for, IEEE float32 delivered",
         "not gpu        it serves arrays in CUDA memory, and these are on cpu",
         "not reference  it serves only when asked for by name: backend='reference'",
