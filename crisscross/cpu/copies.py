@@ -180,18 +180,30 @@ def _turn(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
         turned = flat.reshape(channels, *spatial, copy=False)
         turned[...] = np.moveaxis(source, -1, 0)
         source = np.moveaxis(turned, 0, -1)
+        if _transpose(source, target):
+            return
     target[...] = source
 
 
 def _turn_back(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
     """Copy (..., D), the channels innermost, to any layout."""
     positions = _list_positions(target)
-    if source.ndim > 2 and positions is not None:
-        close = workspace.reuse("turned", source.shape, source.dtype)
-        close[...] = source
-        source, target = close.reshape(positions.shape), positions
-    if not _transpose(source, target):
+    if positions is None:
         target[...] = source
+        return
+    if source.ndim > 2:
+        close = workspace.reuse("close", source.shape, source.dtype)
+        close[...] = source
+        source = close.reshape(positions.shape)
+    turned = positions
+    # NumPy takes so long to make float16 that it may as well turn.
+    casts = target.dtype not in (source.dtype, np.float16)
+    if casts and abs(positions.strides[1]) > abs(positions.strides[0]):
+        turned = workspace.reuse("turned", source.shape[::-1], source.dtype).T
+    if not _transpose(source, turned):
+        positions[...] = source
+    elif turned is not positions:
+        positions[...] = turned
 
 
 def _transpose(source: np.ndarray, target: np.ndarray) -> bool:

@@ -60,7 +60,9 @@ def test_openblas_transposes_what_is_large_or_clashes(monkeypatch, positions, ch
     copied, result = np.empty_like(values), np.empty_like(given)
     with Workspace() as workspace:
         copies.copy_in(given, copied, workspace)
+        assert bool(asked) == transposed
+        asked.clear()
         copies.copy_out(values, result, workspace)
-    assert len(asked) == 2 * transposed
+    assert bool(asked) == transposed
     np.testing.assert_array_equal(copied, values)
     np.testing.assert_array_equal(result, values)
