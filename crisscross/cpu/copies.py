@@ -126,18 +126,6 @@ def write_back(results: Sequence[tuple[np.ndarray, np.ndarray]], crew: Crew) -> 
         crew.run(pieces, work)
 
 
-def copy_in(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
-    """Copy (N, heads, *S, D) of any layout to one with the channels innermost."""
-    for piece in _cut_pieces(source, target, _CHUNK_IN):
-        _turn(piece.source, piece.target, workspace)
-
-
-def copy_out(source: np.ndarray, target: np.ndarray, workspace: Workspace) -> None:
-    """Copy (N, heads, *S, D), the channels innermost, to one of any layout."""
-    for piece in _cut_pieces(source, target, _CHUNK_OUT):
-        _turn_back(piece.source, piece.target, workspace)
-
-
 class _Piece(NamedTuple):
     """A part of an array and of its copy, (positions, D) or, with gaps between, (rows, *S, D)."""
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crisscross.cpu.copies import copy_in, copy_out
+from crisscross.cpu.copies import convert, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.lengths import convert_and_judge, spread
 from crisscross.cpu.plan import Plan
@@ -172,16 +172,13 @@ class _Medium:
         def fill_some(task: tuple[slice, slice], workspace: Workspace) -> None:
             head, channels = task
             place = (slice(None), head, ..., channels)
-            given = v[place]
-            values, mean = (
-                workspace.reuse(name, given.shape, self.dtype) for name in ("values", "mean")
-            )
-            copy_in(given, values, workspace)
-            if self.key_mask is not None:
-                values[~self.key_mask[:, head]] = 0
+            mask = None if self.key_mask is None else self.key_mask[:, head]
+            alone = Crew(1, workspace)
+            (values,) = convert({"v": v[place]}, self.dtype, alone, mask)
+            mean = workspace.reuse("mean", values.shape, self.dtype)
             for side in self.sides:
                 self._add(side, head, values, mean, workspace)
-            copy_out(mean, out[place], workspace)
+            write_back([(mean, out[place])], alone)
 
         heads, *spatial, channels = v.shape[1:]
         groups = cut_channels(math.prod(spatial) * self.dtype.itemsize, channels, heads)

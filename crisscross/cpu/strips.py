@@ -77,9 +77,7 @@ def cut_tasks(
     if not fits_tile(length, itemsize):
         rows = cut(length, max(LEAST_ROWS, TILE_BYTES // (length * itemsize)))
     most = min(TILE_BYTES // strip_bytes, BLOCK_BYTES // (length * head_size * itemsize))
-    # Two blocks or more a thread.
-    fair = -(-math.prod((*outer, strips)) // (2 * threads)) if threads > 1 else most
-    blocks = cut_blocks((*outer, strips), max(1, min(most, fair)))
+    blocks = _cut_blocks((*outer, strips), max(1, most), threads)
     share = len(rows)
     if share_rows:
         share = min(share, max(1, len(rows) * len(blocks) // (2 * threads)))
@@ -88,8 +86,10 @@ def cut_tasks(
     ]
 
 
-def cut_blocks(shape: tuple[int, ...], most: int) -> list[Block]:
-    """Cut (N, heads, *others) into blocks of at most `most` strips."""
+def _cut_blocks(shape: tuple[int, ...], most: int, threads: int) -> list[Block]:
+    """Cut (N, heads, *others) into blocks of at most `most` strips, as many as fit in a tile."""
+    fair = -(-math.prod(shape) // (2 * threads)) if threads > 1 else math.prod(shape)
+    most = min(most, fair)
     sizes = [1] * len(shape)
     for i in reversed(range(len(shape))):
         # Several of an axis only as long as all those behind it are in the block.
