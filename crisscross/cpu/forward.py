@@ -6,7 +6,7 @@ import numpy as np
 
 from crisscross.cpu.copies import write_back
 from crisscross.cpu.crew import Crew
-from crisscross.cpu.lengths import convert_and_judge, spread
+from crisscross.cpu.lengths import convert_and_judge
 from crisscross.cpu.medium import attend_medium
 from crisscross.cpu.plan import Plan, make_plan
 from crisscross.cpu.products import multiply, suit_pieces
@@ -76,10 +76,8 @@ class _Forward:
     ) -> None:
         self.plan, self.crew = plan, crew
         self.scale, self.include_self = problem.scale, problem.include_self
-        #: Images and heads, (N, heads), whose energies need no shift; None: all are shifted.
-        self.tame: np.ndarray | None
         features = {"q": q, "k": k, "v": v}
-        (self.q, self.k, self.v), self.tame = convert_and_judge(
+        (self.q, self.k, self.v), self.judgement = convert_and_judge(
             features, problem, plan.dtype, crew, key_mask
         )
         self.key_mask, self.lse = key_mask, lse
@@ -110,7 +108,7 @@ class _Forward:
             for x in (self.q, self.k, self.v, self.peak, self.total)
         )
         mask = None if self.key_mask is None else lay_along(self.key_mask, axis, spatial_ndim)
-        tame = None if self.tame is None else spread(self.tame, total.shape[:-1])
+        judgement = self.judgement.lay(total.shape[:-1])
         in_pieces = suit_pieces(v)
         tasks = cut_tasks(
             total.shape,
@@ -123,7 +121,7 @@ class _Forward:
         def attend(task: Task, workspace: Workspace) -> None:
             block = task.block
             queries, keys, values = block.of(q), block.of(k), block.of(v)
-            calm = None if tame is None else block.of(tame)
+            known = judgement.of(block)
             seen = None if mask is None else block.of(mask)
             for rows in task.rows:
                 q_tile = queries[..., rows, :]
@@ -131,7 +129,7 @@ class _Forward:
                 weights = workspace.reuse("energies", shape, dtype)
                 skipped = rows if skips_self else None
                 part_peak, part_total = weigh_tile(
-                    q_tile, keys, self.scale, seen, weights, skipped=skipped, tame=calm
+                    q_tile, keys, self.scale, seen, weights, skipped=skipped, judgement=known
                 )
                 state = block.of(peak)[..., rows], block.of(total)[..., rows]
                 rest = None

@@ -9,10 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from crisscross.cpu.copies import Place, convert
+from crisscross.cpu.copies import Place, convert, take_features
 from crisscross.cpu.crew import Crew
+from crisscross.cpu.powers import Judgement, choose_power, spread
+from crisscross.cpu.strips import cut
 from crisscross.cpu.weights import TAME_ENERGY, may_be_tame
+from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem
+
+#: Fewest keys for each channel of the queries, if those are to be scaled and not the energies.
+_KEYS_OF_CHANNEL = 4
+#: Largest scale of queries, and of the inverse. A scaled query of tame energies is far from the
+#: largest float, as no length of a key counts as nothing.
+_LARGEST_SCALE = 1e30
+#: Bytes that are scaled at a time.
+_CHUNK_BYTES = 1 << 20
 
 
 def convert_and_judge(
@@ -21,26 +32,46 @@ def convert_and_judge(
     dtype: np.dtype[Any],
     crew: Crew,
     key_mask: np.ndarray | None,
-) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """Convert "q", "k" and what else there is, (N, heads, *S, D); find out which energies are tame.
-
-    Those need no shift: True for each image and head, (N, heads), that has no others. Energies of
-    vectors that are not finite have to be found out later. None, if all are to be shifted.
-    """
-    shortest = min(problem.spatial[axis] for axis in problem.axes)
+) -> tuple[list[np.ndarray], Judgement]:
+    """Convert "q", "k" and what else there is, (N, heads, *S, D), and judge their energies."""
+    keys = [problem.spatial[axis] for axis in problem.axes]
     # A mask hides what would have to be looked at.
-    if key_mask is not None or not may_be_tame(shortest):
-        return convert(features, dtype, crew, key_mask), None
-    lengths: dict[str, list[tuple[Place, float]]] = {"q": [], "k": []}
-    looks = {name: partial(_look, found) for name, found in lengths.items()}
+    if key_mask is not None or not may_be_tame(min(keys)):
+        return convert(features, dtype, crew, key_mask), Judgement()
+    found: dict[str, list[tuple[Place, float]]] = {"q": [], "k": []}
+    looks = {name: partial(_look, seen) for name, seen in found.items()}
     converted = convert(features, dtype, crew, looks=looks)
-    bound = np.full(features["q"].shape[:2], abs(problem.scale))
-    for found in lengths.values():
-        longest = np.zeros(bound.shape)
-        for place, length in found:
-            longest[place] = max(longest[place], length)
-        bound *= longest
-    return converted, bound <= TAME_ENERGY
+    longest = {name: np.zeros(features[name].shape[:2]) for name in found}
+    for name, seen in found.items():
+        for place, length in seen:
+            longest[name][place] = max(longest[name][place], length)
+    scale = abs(problem.scale)
+    tame = longest["q"] * scale * longest["k"] <= TAME_ENERGY
+    worth = sum(keys) >= _KEYS_OF_CHANNEL * problem.head_size_qk
+    if not worth or not 1 / _LARGEST_SCALE <= scale <= _LARGEST_SCALE or not tame.any():
+        return converted, Judgement(tame)
+    power = choose_power(dtype)
+    factor = np.where(tame, problem.scale * power.unit, 1)
+    scaled = dict(zip(features, converted, strict=True))
+    scaled["q"] = _scale(features["q"], scaled["q"], factor, crew)
+    return [*scaled.values()], Judgement(tame, power)
+
+
+def _scale(given: np.ndarray, q: np.ndarray, factor: np.ndarray, crew: Crew) -> np.ndarray:
+    """Multiply q (N, heads, ...) by a factor (N, heads): in its memory, unless that is `given`."""
+    if (factor == 1).all():
+        return q
+    scaled = q
+    if q is given:
+        scaled = take_features(crew.workspace, "q copy", q.shape, q.dtype)
+    factors = spread(factor.astype(q.dtype), q.shape)
+
+    def scale(rows: slice, _: Workspace) -> None:
+        np.multiply(q[:, :, rows], factors[:, :, rows], out=scaled[:, :, rows])
+
+    count = q.shape[2]
+    crew.run(cut(count, max(1, _CHUNK_BYTES * count // q.nbytes)), scale)
+    return scaled
 
 
 def _look(found: list[tuple[Place, float]], place: Place, vectors: np.ndarray) -> None:
@@ -57,9 +88,3 @@ def measure_longest(vectors: np.ndarray) -> float:
         longest = squares.max(initial=0, where=finite)
     # What a square loses below the smallest float counts as that.
     return math.sqrt(longest + vectors.shape[-1] * np.finfo(squares.dtype).tiny)
-
-
-def spread(tame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """View what is said of images and heads, (N, heads), as said of strips, (N, heads, *others)."""
-    ones = [1] * (len(shape) - tame.ndim)
-    return np.broadcast_to(tame.reshape(*tame.shape, *ones), shape)

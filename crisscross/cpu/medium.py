@@ -16,7 +16,7 @@ import numpy as np
 
 from crisscross.cpu.copies import convert, write_back
 from crisscross.cpu.crew import Crew
-from crisscross.cpu.lengths import convert_and_judge, spread
+from crisscross.cpu.lengths import convert_and_judge
 from crisscross.cpu.plan import Plan
 from crisscross.cpu.products import multiply, suit_pieces
 from crisscross.cpu.strips import Task, cut, cut_tasks, lay_along
@@ -116,7 +116,7 @@ class _Medium:
     def weigh(self, q: np.ndarray, k: np.ndarray) -> None:
         """Compute the weights of each side, relative to peaks of its own."""
         features = {"q": q, "k": k}
-        (q, k), tame = convert_and_judge(
+        (q, k), judgement = convert_and_judge(
             features, self.problem, self.dtype, self.crew, self.key_mask
         )
 
@@ -127,7 +127,7 @@ class _Medium:
             seen = None
             if self.key_mask is not None:
                 seen = block.of(self._lay(self.key_mask, side.axis))
-            calm = None if tame is None else block.of(spread(tame, side.weights.shape[:-2]))
+            known = judgement.lay(side.weights.shape[:-2]).of(block)
             for rows in tiles:
                 weights = block.of(side.weights)[..., rows, :]
                 found, total[..., rows] = weigh_tile(
@@ -137,7 +137,7 @@ class _Medium:
                     seen,
                     weights,
                     skipped=rows if side.skips_self else None,
-                    tame=calm,
+                    judgement=known,
                 )
                 peak[..., rows] = 0 if found is None else found
 

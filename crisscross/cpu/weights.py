@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from crisscross.cpu.powers import Judgement, multiply_by
 from crisscross.cpu.strips import find_diagonal
 
 #: Largest energies of which exp is taken as they are: the sum of 1e9 of them still is a float32.
@@ -19,14 +20,16 @@ _FEWEST_KEYS = 16
 def compute_energies(
     q: np.ndarray,
     k: np.ndarray,
-    scale: float,
+    scale: float | np.ndarray,
     mask: np.ndarray | None,
     energies: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Energies of queries (..., rows, D) and keys; -inf where `mask` (..., keys) hides a key."""
+    """Energies of queries (..., rows, D) and keys; -inf where `mask` (..., keys) hides a key.
+
+    There may be a `scale` for each strip, (...).
+    """
     energies = np.matmul(q, k.swapaxes(-1, -2), out=energies)
-    if scale != 1.0:
-        energies *= energies.dtype.type(scale)
+    multiply_by(energies, scale)
     if mask is not None:
         np.copyto(energies, -np.inf, where=~mask[..., None, :])
     return energies
@@ -40,30 +43,33 @@ def weigh_tile(
     weights: np.ndarray,
     *,
     skipped: slice | None,
-    tame: np.ndarray | None,
+    judgement: Judgement,
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Fill a tile (..., rows, L) with weights; return their peaks, as `exponentiate`, and totals.
 
     `skipped` are the keys that the rows are not to see, each one of them: themselves.
     """
-    compute_energies(q, k, scale, mask, weights)
+    compute_energies(q, k, judgement.choose(1.0, scale), mask, weights)
     diagonals = []
     if skipped is not None:
         diagonals.append(find_diagonal(weights, skipped, slice(0, weights.shape[-1])))
-    peak = exponentiate(weights, diagonals, tame)
-    return peak, sum_weights(weights, tame)
+    peak = exponentiate(weights, diagonals, judgement)
+    return peak, sum_weights(weights, judgement.tame)
 
 
 def exponentiate(
-    energies: np.ndarray, diagonals: Sequence[np.ndarray], tame: np.ndarray | None = None
+    energies: np.ndarray, diagonals: Sequence[np.ndarray], judgement: Judgement
 ) -> np.ndarray | None:
     """Turn energies into weights in place; return the peaks that they are relative to.
 
-    `diagonals` are the views of those without a weight. Strips that are `tame` (...) are not
-    shifted: their peak is 0. None, if that is so of all.
+    `diagonals` are the views of those without a weight. Strips that are tame are not shifted: their
+    peak is 0. None, if that is so of all.
     """
+    tame = judgement.tame
     if tame is not None and tame.all():
-        _exponentiate_unshifted(energies, diagonals)
+        judgement.raise_powers(energies)
+        for diagonal in diagonals:
+            diagonal[...] = 0
         return None
     for diagonal in diagonals:
         diagonal[...] = -np.inf
@@ -72,14 +78,8 @@ def exponentiate(
         peak[tame] = 0
     keyless = peak == -np.inf
     energies -= (np.where(keyless, 0, peak) if keyless.any() else peak)[..., None]
-    np.exp(energies, out=energies)
+    judgement.raise_powers(energies)
     return peak
-
-
-def _exponentiate_unshifted(energies: np.ndarray, diagonals: Sequence[np.ndarray]) -> None:
-    np.exp(energies, out=energies)
-    for diagonal in diagonals:
-        diagonal[...] = 0
 
 
 def may_be_tame(keys: int) -> bool:
@@ -179,7 +179,7 @@ def normalise(
             _normalise_calm(energies, diagonals, lse)
             return None
         tame = find_tame(energies)
-    peak = exponentiate(energies, diagonals, tame)
+    peak = exponentiate(energies, diagonals, Judgement(tame))
     total = sum_weights(energies, tame)
     np.log(total, out=lse)
     if peak is not None:
@@ -195,7 +195,9 @@ def _normalise_calm(energies: np.ndarray, diagonals: Sequence[np.ndarray], lse: 
     These are the bits that other energies get, by half as many steps: no total of `_FEWEST_KEYS` is
     zero or infinite.
     """
-    _exponentiate_unshifted(energies, diagonals)
+    np.exp(energies, out=energies)
+    for diagonal in diagonals:
+        diagonal[...] = 0
     total = energies @ _make_ones(energies.shape[-1], energies.dtype)
     np.log(total, out=lse)
     energies *= np.reciprocal(total)[..., None]

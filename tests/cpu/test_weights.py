@@ -59,9 +59,9 @@ def test_images_with_large_energies_are_shifted_and_no_others(monkeypatch, facto
     crisscross.set_num_threads(1)
     seen = []
 
-    def look(energies, diagonals, tame):
-        seen.extend(tame.ravel())
-        return exponentiate(energies, diagonals, tame)
+    def look(energies, diagonals, judgement):
+        seen.extend(judgement.tame.ravel())
+        return exponentiate(energies, diagonals, judgement)
 
     exponentiate = weights.exponentiate
     monkeypatch.setattr(weights, "exponentiate", look)

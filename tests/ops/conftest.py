@@ -8,6 +8,7 @@ import crisscross
 from crisscross.cpu import (
     backward,
     copies,
+    lengths,
     medium,
     plan,
     products,
@@ -45,6 +46,8 @@ BLOCKS = [
     *ROOMY,
     *PIECES,
     (weights, "_FEWEST_KEYS", 3),
+    (lengths, "_KEYS_OF_CHANNEL", 0),
+    (lengths, "_CHUNK_BYTES", 96),
     (backward, "_KEYS_OF_RANGE", 3),
     (backward, "_DELTA_BYTES", 96),
 ]
@@ -64,8 +67,13 @@ LIMITS = {
         (medium, "_CHANNELS", 2),
         *TRANSPOSED,
     ],
-    # One image after the other, each among all threads.
-    "groups": [*BLOCKS, *TRANSPOSED, (plan, "GROUP_BYTES", 1)],
+    # One image after the other, each among all threads, and its queries as they are.
+    "groups": [
+        *BLOCKS,
+        *TRANSPOSED,
+        (plan, "GROUP_BYTES", 1),
+        (lengths, "_KEYS_OF_CHANNEL", 1 << 30),
+    ],
 }
 
 
