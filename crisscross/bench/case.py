@@ -8,6 +8,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,11 @@ class Case:
             for entry in self.entries:
                 self.step(f"{self.shape}: memory of {entry.form}")
                 self._measure_memory(entry)
-            for name in self.entries[0].passes:
-                self._time(name)
+            for number in range(self.settings.processes):
+                if number > 0:
+                    self._begin_anew()
+                for name in self.entries[0].passes:
+                    self._time(name, number)
         return self._record()
 
     def _check(self, case: AttentionCase) -> None:
@@ -135,11 +139,28 @@ class Case:
         On a GPU one process at a time: compilers choose there by timing. What the results are to be
         is computed meanwhile, on the CPU.
         """
+        with self._check_files():
+            self.expecting.set_result(expect(case, self.shape))
+
+    def _begin_anew(self) -> None:
+        """Start every library again, and hold it to the oracle again.
+
+        How fast one is depends on where in memory a process has happened to put things.
+        """
+        self.step(f"{self.shape}: starting the libraries again")
+        for path in self.team.forms:
+            self.team.workers[path].close()
+        with self._check_files():
+            pass
+
+    @contextmanager
+    def _check_files(self) -> Iterator[None]:
+        """Have all files checked, while something else goes on."""
         side_by_side = 1 if self.settings.device == CUDA else count_usable_cpus()
         with ThreadPoolExecutor(side_by_side) as pool:
             try:
                 checking = [pool.submit(self._check_file, path) for path in self.team.forms]
-                self.expecting.set_result(expect(case, self.shape))
+                yield
                 for future in checking:
                     future.result()
             except BaseException:
@@ -152,7 +173,7 @@ class Case:
     def _check_file(self, path: Path) -> None:
         for entry in self.entries:
             for name, draft in entry.passes.items():
-                if entry.path == path:
+                if entry.path == path and draft.reason is None:
                     try:
                         self._make_ready(entry, name)
                     except WorkerError as error:
@@ -253,10 +274,13 @@ class Case:
                 draft.extra_bytes = found.get("bytes")
                 draft.memory_reason = found.get("unknown")
 
-    def _time(self, name: str) -> None:
-        order = random.Random(f"{self.settings.seed} {self.shape} {name}")
-        for number in range(self.settings.rounds):
-            self.step(f"{self.shape}: {name}, round {number + 1} of {self.settings.rounds}")
+    def _time(self, name: str, process: int) -> None:
+        """Time the rounds of a pass that the process of this number is to run."""
+        order = random.Random(f"{self.settings.seed} {self.shape} {name} {process}")
+        rounds, processes = self.settings.rounds, self.settings.processes
+        share = range(process * rounds // processes, (process + 1) * rounds // processes)
+        for number in share:
+            self.step(f"{self.shape}: {name}, round {number + 1} of {rounds}")
             turns: list[_Entry | None] = [*self._find_admitted(name), None]
             order.shuffle(turns)
             for entry in turns:

@@ -176,6 +176,7 @@ class Report:
     layout: str
     seed: int
     rounds: int
+    processes: int
     peer_ulps: int
     ours: str
     cases: tuple[CaseRecord, ...]

@@ -54,7 +54,7 @@ def run_bench(settings: Settings, on_step: OnStep = lambda *_: None) -> Report:
         team.gather(settings.only, settings.device)
         gpu = _describe_gpu(team) if settings.device == CUDA else None
         forms = sum(len(kept) for kept in team.forms.values())
-        steps = 1 + forms + len(PASSES) * settings.rounds
+        steps = forms + settings.processes + len(PASSES) * settings.rounds
         step = _count_steps(on_step, len(settings.shapes) * steps)
         cases = tuple(Case(settings, team, shape, step, gpu).run() for shape in settings.shapes)
         if gpu is not None:
@@ -67,6 +67,7 @@ def run_bench(settings: Settings, on_step: OnStep = lambda *_: None) -> Report:
             layout=settings.layout,
             seed=settings.seed,
             rounds=settings.rounds,
+            processes=settings.processes,
             peer_ulps=PEER_ULPS,
             ours=team.first_form,
             cases=cases,

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from crisscross.bench.shapes import CHANNELS_FIRST, CPU, SHAPES, Shape
 
-__all__ = ["DEFAULT_PEERS", "DEFAULT_ROUNDS", "QUICK_ROUNDS", "Settings"]
+__all__ = ["DEFAULT_PEERS", "DEFAULT_PROCESSES", "DEFAULT_ROUNDS", "QUICK_ROUNDS", "Settings"]
 
 #: Beside the package: in a clone, and where it is installed as editable.
 DEFAULT_PEERS = Path(__file__).parents[2] / "benchmarks"
 DEFAULT_ROUNDS, QUICK_ROUNDS = 9, 5
+#: On a CPU, and not for a quick look.
+DEFAULT_PROCESSES = 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Settings:
         Of the arrays that every form is given.
     rounds : int
         Measurements of every form and pass.
+    processes : int
+        Of every library, one after the other, that share the rounds of a shape; at most as many.
     threads : int
         Of every library; at most the usable CPUs.
     peers : Path
@@ -45,6 +49,7 @@ class Settings:
     device: str = CPU
     layout: str = CHANNELS_FIRST
     rounds: int = DEFAULT_ROUNDS
+    processes: int = 1
     threads: int = 1
     peers: Path = DEFAULT_PEERS
     only: tuple[str, ...] = ()

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from crisscross import __version__
-from crisscross.bench.settings import DEFAULT_PEERS, DEFAULT_ROUNDS, QUICK_ROUNDS
+from crisscross.bench.settings import (
+    DEFAULT_PEERS,
+    DEFAULT_PROCESSES,
+    DEFAULT_ROUNDS,
+    QUICK_ROUNDS,
+)
 from crisscross.bench.shapes import (
     CHANNELS_LAST,
     CPU,
@@ -149,6 +154,12 @@ def _add_bench_arguments(parser: ArgumentParser) -> None:
         type=_whole(1, 1000),
         help="measurements of each form "
         f"(default: {DEFAULT_ROUNDS}, or {QUICK_ROUNDS} with --quick)",
+    )
+    add(
+        "--processes",
+        type=_whole(1, 1000),
+        help="of each library, one after the other, that share the rounds of a shape "
+        f"(default: {DEFAULT_PROCESSES}, or 1 with --quick or --device cuda)",
     )
     add(
         "--threads",

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from crisscross.bench.process import count_usable_cpus
 from crisscross.bench.records import CaseRecord, Report
 from crisscross.bench.run import run_bench
-from crisscross.bench.settings import DEFAULT_ROUNDS, QUICK_ROUNDS, Settings
+from crisscross.bench.settings import DEFAULT_PROCESSES, DEFAULT_ROUNDS, QUICK_ROUNDS, Settings
 from crisscross.bench.shapes import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
@@ -84,13 +84,16 @@ def _choose_settings(arguments: Namespace) -> Settings:
             f"argument --threads: expected at most {usable}, the usable CPUs, got {threads}"
         )
     rounds = QUICK_ROUNDS if arguments.quick else DEFAULT_ROUNDS
+    rounds = rounds if arguments.rounds is None else arguments.rounds
+    processes = 1 if arguments.quick or arguments.device == CUDA else DEFAULT_PROCESSES
     shapes, quick_shapes, dtype, layout = _ON_GPU if arguments.device == CUDA else _ON_CPU
     return Settings(
         shapes=tuple(arguments.shape or (quick_shapes if arguments.quick else shapes)),
         dtype=arguments.dtype or dtype,
         device=arguments.device,
         layout=arguments.layout or layout,
-        rounds=rounds if arguments.rounds is None else arguments.rounds,
+        rounds=rounds,
+        processes=min(rounds, processes if arguments.processes is None else arguments.processes),
         threads=threads,
         peers=arguments.peers,
         only=tuple(arguments.only),

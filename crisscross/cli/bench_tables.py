@@ -158,13 +158,14 @@ def describe_run(report: Report) -> Iterator[str]:
     """Tell, line by line, what the numbers depend on."""
     env = report.environment
     packages = ", ".join(f"{name} {version}" for name, version in sorted(env.packages.items()))
+    processes = f" in {report.processes} processes" if report.processes > 1 else ""
     commit = f", commit {env.commit[:12]}" if env.commit else ""
     commit += " with changes" if env.dirty else ""
     if env.gpu is not None:
         yield _describe_gpu(env.gpu)
     yield f"{env.cpu}; {env.threads} of {env.usable_cpus} CPUs; {env.system}"
     yield f"Python {env.python}, {packages}; {env.blas}{commit}"
-    yield f"{env.date}, {report.rounds} rounds, seed {report.seed}: {env.command}"
+    yield f"{env.date}, {report.rounds} rounds{processes}, seed {report.seed}: {env.command}"
     for name, reason in report.missing.items():
         yield f"Not measured: {name}: {reason}"
     if env.unsettled:

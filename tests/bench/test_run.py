@@ -20,7 +20,7 @@ from crisscross.bench.run import run_bench
 from crisscross.bench.settings import DEFAULT_PEERS, Settings
 from crisscross.bench.shapes import FORWARD, PASSES, Shape
 from crisscross.bench.team import BenchError, Team
-from tests.bench.conftest import BENCHMARKS
+from tests.bench.conftest import BENCHMARKS, HIDE, PEER
 
 OURS, CHANNELS_LAST = "crisscross", "crisscross, channels-last"
 SHAPES = (Shape(6, 3, 5, 7, 2), Shape(4, 2, 6, 3))
@@ -163,6 +163,65 @@ def test_what_fails_while_it_is_timed_has_no_number(peers, write_peer):
     assert_refused(found, "RuntimeError: tired")
 
 
+#: Right, and what each of its processes is, and does, is in a list.
+LISTED = PEER.replace(
+    'PACKAGES = ("numpy",)',
+    """
+import os
+
+PACKAGES = ("numpy",)
+
+
+def note(what):
+    with open({listing!r}, "a") as listing:
+        listing.write(f"{{os.getpid()}} {{what}}\\n")
+
+
+note("loaded")
+""",
+).replace("    def forward():", "    def forward():\n        note('computed')")
+
+
+def list_processes(listing):
+    """The processes in the order in which they began, each with what it did first."""
+    begun = {}
+    for line in listing.read_text().splitlines():
+        process, did = line.split()
+        begun.setdefault(process, did)
+    return begun
+
+
+def test_processes_of_a_library_share_the_rounds_of_a_shape(peers, write_peer, tmp_path):
+    listing = tmp_path / "listing"
+    code = LISTED.format(hide=HIDE, spoil="pass", listing=str(listing))
+    write_peer(code)
+    report = run(peers, shapes=SHAPES, rounds=5, processes=3)
+    assert report.processes == 3
+    # The last one goes on to the next shape.
+    assert [*list_processes(listing).values()] == ["loaded"] * 5
+    for case in range(2):
+        for form in ("planted", OURS, CHANNELS_LAST):
+            for found in find_row(report, form, case).passes.values():
+                assert found.reason is None and len(found.seconds) == 5
+
+
+def test_every_process_is_held_to_the_oracle(peers, write_peer, tmp_path):
+    """A peer that is wrong in its second process has no number, and is not asked a third time."""
+    listing = tmp_path / "listing"
+    listing.touch()
+    spoil = f"out[0] += len({{line.split()[0] for line in open({str(listing)!r})}}) - 1"
+    code = LISTED.format(hide=HIDE, spoil=spoil, listing=str(listing))
+    write_peer(code)
+    report = run(peers, rounds=6, processes=3)
+    found = find_row(report, "planted").passes[FORWARD]
+    assert_refused(found, "disagrees with the oracle: out, rms error ")
+    first, second, *others = list_processes(listing)
+    done = [line.split()[0] for line in listing.read_text().splitlines()]
+    assert done.count(first) > 2 and done.count(second) == 2
+    assert all(done.count(process) == 1 for process in others)
+    assert len(find_row(report, OURS).passes[FORWARD].seconds) == 6
+
+
 def test_what_a_form_is_not_for_is_named(peers, write_peer):
     write_peer(
         """
@@ -261,14 +320,15 @@ def test_results_are_gone_when_they_have_been_read(peers, tmp_path, monkeypatch)
     assert [sorted(names) for names in seen] == [["dout.npy", "k.npy", "q.npy", "v.npy"]] * 4
 
 
-def test_progress_counts_every_step(peers, write_peer):
+@pytest.mark.parametrize(("rounds", "processes"), [(1, 1), (3, 2)])
+def test_progress_counts_every_step(peers, write_peer, rounds, processes):
     write_peer(hide="pass")
     steps = []
     run_bench(
-        Settings(shapes=SHAPES, rounds=1, peers=peers),
+        Settings(shapes=SHAPES, rounds=rounds, processes=processes, peers=peers),
         lambda done, total, _: steps.append((done, total)),
     )
-    total = 2 * (1 + 3 + 2 * 1)
+    total = 2 * (processes + 3 + 2 * rounds)
     assert steps == [(0, 1), *((done, total) for done in range(total))]
 
 

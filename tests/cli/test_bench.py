@@ -92,6 +92,7 @@ REPORT = Report(
     layout="channels-first",
     seed=0,
     rounds=3,
+    processes=2,
     peer_ulps=16,
     ours="crisscross",
     cases=(CASE,),
@@ -231,7 +232,13 @@ def test_the_terminal_tells_all(asked, capsys):
     assert main(["bench"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    for words in ("12.5 ms", "12.00 (10.00 to 15.00)", "jax is not installed", "a CPU; 2 of 4"):
+    for words in (
+        "12.5 ms",
+        "12.00 (10.00 to 15.00)",
+        "jax is not installed",
+        "a CPU; 2 of 4",
+        "in 2 processes",
+    ):
         assert words in out
     assert "wrong, forward + backward: disagrees with the oracle: dq" in out
 
@@ -240,6 +247,7 @@ def test_the_defaults(asked, written):
     assert main(["bench"]) == 0
     (settings,) = asked
     assert settings.shapes == SHAPES and settings.dtype == "float32" and settings.rounds == 9
+    assert settings.processes == 3
     assert settings.device == "cpu" and settings.layout == "channels-first"
     assert settings.peers == DEFAULT_PEERS and settings.only == ()
     assert settings.threads == crisscross.cli.bench.count_usable_cpus()
@@ -255,6 +263,7 @@ def test_the_defaults_on_a_gpu(asked):
     options = ["--shape", "8/2,5x7", "--dtype", "float32", "--layout", "channels-first"]
     assert main(["bench", "--device", "cuda", *options]) == 0
     plain, quick, chosen = asked
+    assert [settings.processes for settings in asked] == [1, 1, 1]
     assert plain.shapes == GPU_SHAPES and quick.shapes == QUICK_GPU_SHAPES
     assert plain.device == "cuda" and plain.dtype == "bfloat16" and plain.layout == "channels-last"
     assert chosen.shapes == (Shape(8, 2, 5, 7),)
@@ -273,7 +282,7 @@ def test_without_a_gpu_it_is_one_sentence_and_no_file(written, capsys, monkeypat
 
 def test_the_options(asked, written):
     options = ["--shape", "8/2,5x7", "--shape", "9/3,4x6,2", "--dtype", "bfloat16", "--rounds", "3"]
-    options += ["--layout", "channels-last"]
+    options += ["--layout", "channels-last", "--processes", "2"]
     options += ["--threads", "1", "--only", "torch", "--only", "jax", "--peers", "elsewhere"]
     options += ["--seed", "5", "--json", "a.json", "--plot", "b.png", "--markdown", "c.md"]
     assert main(["bench", *options]) == 0
@@ -283,6 +292,7 @@ def test_the_options(asked, written):
         dtype="bfloat16",
         layout="channels-last",
         rounds=3,
+        processes=2,
         threads=1,
         peers=DEFAULT_PEERS.__class__("elsewhere"),
         only=("torch", "jax"),
@@ -300,6 +310,14 @@ def test_quick(asked):
     assert main(["bench", "--quick", "--rounds", "2"]) == 0
     assert [settings.shapes for settings in asked] == [QUICK_SHAPES, QUICK_SHAPES]
     assert [settings.rounds for settings in asked] == [5, 2]
+    assert [settings.processes for settings in asked] == [1, 1]
+
+
+def test_no_process_is_without_a_round(asked):
+    assert main(["bench", "--rounds", "2"]) == 0
+    assert main(["bench", "--rounds", "2", "--processes", "5"]) == 0
+    assert main(["bench", "--quick", "--processes", "4"]) == 0
+    assert [settings.processes for settings in asked] == [2, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +330,7 @@ def test_quick(asked):
         (["--device", "tpu"], "argument --device"),
         (["--layout", "NHWC"], "argument --layout"),
         (["--rounds", "0"], "argument --rounds: expected a whole number from 1"),
+        (["--processes", "0"], "argument --processes: expected a whole number from 1"),
         (["--threads", "0"], "argument --threads: expected a whole number from 1"),
         (["--threads", "4000"], "argument --threads: expected at most"),
         (["--seed", "-1"], "argument --seed"),
