@@ -13,11 +13,7 @@ from crisscross.cpu.products import multiply, suit_pieces
 from crisscross.cpu.small import attend_small
 from crisscross.cpu.strips import Task, cut_tasks, fits_tile, lay_along
 from crisscross.cpu.sums import AxisSum
-from crisscross.cpu.weights import (
-    invert,
-    join,
-    weigh_tile,
-)
+from crisscross.cpu.weights import invert, take_in, weigh_tile
 from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem, split_heads
 
@@ -49,9 +45,31 @@ def attention_forward(
         elif plan.small:
             attend_small(problem, plan, crew, *group, out[images], lse[images])
         else:
-            _Forward(problem, plan, crew, *group, out[images], lse[images]).run()
+            _attend_strips(problem, plan, crew, *group, out[images], lse[images])
 
     plan.run(problem.batch, attend)
+
+
+def _attend_strips(
+    problem: AttentionProblem,
+    plan: Plan,
+    crew: Crew,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    key_mask: np.ndarray | None,
+    out: np.ndarray,
+    lse: np.ndarray,
+) -> None:
+    """Fill `out` and `lse` of a group of images; arrays are (N, heads, *S[, D])."""
+    if _Forward(problem, plan, crew, q, k, v, key_mask, out, lse).run():
+        return
+    # Sums of large values, or values that are not finite: what can be is a mean again.
+    again = np.empty_like(out)
+    careful = _Forward(problem, plan, crew, q, k, v, key_mask, again, lse)
+    careful.judgement = careful.judgement._replace(gentle=None)
+    careful.run()
+    np.copyto(out, again, where=~np.isfinite(out))
 
 
 class _Forward:
@@ -59,7 +77,8 @@ class _Forward:
 
     Between the axes stand the peak of the energies and the total relative to it: lse, rounded at
     the size of large energies, would cost digits that the peak, an energy itself, does not. The
-    mean of the values is never a sum: of values near the largest float, a sum would be infinite.
+    mean of the values is not a sum, unless energies are gentle: of values near the largest float, a
+    sum would be infinite.
     """
 
     def __init__(
@@ -85,23 +104,27 @@ class _Forward:
         # Tiles of whole strips are done with their values; those of rows share them.
         done_with = self.v is not v and fits_tile(lse.shape[2 + self.axes[-1]], plan.dtype.itemsize)
         copy = self.v if done_with else None
+        #: Of gentle sums that are infinite; also where they are NaN.
+        self.spilled = False
         workspace = crew.workspace
         self.mean = AxisSum("out", out, self.axes, plan.dtype, workspace, copy)
         self.peak, self.total = (
             workspace.reuse(name, lse.shape, plan.dtype) for name in ("peak", "total")
         )
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Fill out and lse; return whether all sums that were gentle are finite."""
         for axis in self.axes:
             self._attend_along(axis)
         write_back(self.mean.left, self.crew)
         np.log(self.total, out=self.lse)
         self.lse += self.peak
+        return not self.spilled
 
     def _attend_along(self, axis: int) -> None:
         """Attend along one axis; write to the state, or merge with what it holds."""
         dtype, spatial_ndim = self.plan.dtype, self.q.ndim - 3
-        first = axis == self.axes[0]
+        first, last = axis == self.axes[0], axis == self.axes[-1]
         skips_self = not (first and self.include_self)
         q, k, v, peak, total = (
             lay_along(x, axis, spatial_ndim)
@@ -132,20 +155,21 @@ class _Forward:
                     q_tile, keys, self.scale, seen, weights, skipped=skipped, judgement=known
                 )
                 state = block.of(peak)[..., rows], block.of(total)[..., rows]
-                rest = None
-                if first:
-                    state[0][...], state[1][...] = 0 if part_peak is None else part_peak, part_total
-                    factor = invert(part_total)
-                else:
-                    rest, factor = join(*state, part_peak, part_total)
-                weights *= factor[..., None]
+                rest, factor = take_in(*state, part_peak, part_total, known.gentle, first=first)
+                if factor is not None:
+                    weights *= factor[..., None]
                 mean = self.mean.lend(block, rows, workspace)
                 excluded = rows.start if skips_self else None
                 multiply(weights, values, mean, excluded=excluded, in_pieces=in_pieces)
                 if not part_total.all():
                     # Weights of zero, but the values may be NaN.
                     mean[part_total == 0] = 0
-                self.mean.add(block, rows, mean, rest)
+                whole = None
+                if last and known.gentle is not None:
+                    whole = np.where(known.gentle[..., None], invert(state[1]), 1)
+                found = self.mean.add(block, rows, mean, rest, whole)
+                if whole is not None and not np.isfinite(found).all():
+                    self.spilled = True
 
         self.mean.open_axis(axis)
         self.crew.run(tasks, attend)

@@ -13,12 +13,14 @@ from crisscross.cpu.copies import Place, convert, take_features
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.powers import Judgement, choose_power, spread
 from crisscross.cpu.strips import cut
-from crisscross.cpu.weights import TAME_ENERGY, may_be_tame
+from crisscross.cpu.weights import GENTLE_ENERGY, TAME_ENERGY, may_be_tame
 from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem
 
 #: Fewest keys for each channel of the queries, if those are to be scaled and not the energies.
 _KEYS_OF_CHANNEL = 4
+#: Fewest keys for each channel of the values, if sums are to be divided and not the weights.
+_KEYS_OF_SUM = 3
 #: Largest scale of queries, and of the inverse. A scaled query of tame energies is far from the
 #: largest float, as no length of a key counts as nothing.
 _LARGEST_SCALE = 1e30
@@ -46,15 +48,19 @@ def convert_and_judge(
         for place, length in seen:
             longest[name][place] = max(longest[name][place], length)
     scale = abs(problem.scale)
-    tame = longest["q"] * scale * longest["k"] <= TAME_ENERGY
+    bound = longest["q"] * scale * longest["k"]
+    tame = bound <= TAME_ENERGY
+    gentle = bound <= GENTLE_ENERGY
+    summed = sum(keys) >= _KEYS_OF_SUM * problem.head_size_v and gentle.any()
+    judgement = Judgement(tame, gentle=gentle if summed else None)
     worth = sum(keys) >= _KEYS_OF_CHANNEL * problem.head_size_qk
     if not worth or not 1 / _LARGEST_SCALE <= scale <= _LARGEST_SCALE or not tame.any():
-        return converted, Judgement(tame)
+        return converted, judgement
     power = choose_power(dtype)
     factor = np.where(tame, problem.scale * power.unit, 1)
     scaled = dict(zip(features, converted, strict=True))
     scaled["q"] = _scale(features["q"], scaled["q"], factor, crew)
-    return [*scaled.values()], Judgement(tame, power)
+    return [*scaled.values()], judgement._replace(power=power)
 
 
 def _scale(given: np.ndarray, q: np.ndarray, factor: np.ndarray, crew: Crew) -> np.ndarray:

@@ -60,20 +60,26 @@ class Judgement(NamedTuple):
     power
         Where energies are tame, the queries are scaled so that these come as exponents of it. None,
         if no query is.
+    gentle
+        Where they are so small that weighted values may be added up over all axes before they are
+        divided by the total. None, if that is not worth while.
     """
 
     tame: np.ndarray | None = None
     power: Power | None = None
+    gentle: np.ndarray | None = None
 
     def lay(self, shape: tuple[int, ...]) -> Judgement:
         """Say the same of strips, (N, heads, *others), instead of images and heads."""
-        if self.tame is None:
-            return self
-        return Judgement(spread(self.tame, shape), self.power)
+        return self._map(lambda said: spread(said, shape))
 
     def of(self, block: Block) -> Judgement:
         """Take the part of a block."""
-        return self if self.tame is None else Judgement(block.of(self.tame), self.power)
+        return self._map(block.of)
+
+    def _map(self, change: Callable[[np.ndarray], np.ndarray]) -> Judgement:
+        tame, gentle = (None if said is None else change(said) for said in (self.tame, self.gentle))
+        return Judgement(tame, self.power, gentle)
 
     def choose(self, scaled: float, other: float) -> float | np.ndarray:
         """Choose one of two numbers, for queries that are scaled and others; for each, or all."""

@@ -62,18 +62,28 @@ class AxisSum:
         return workspace.reuse(self._name, place.shape, self._dtype)
 
     def add(
-        self, block: Block, rows: slice, product: np.ndarray, share: np.ndarray | None = None
-    ) -> None:
-        """Add the product of a tile to `share`, (..., rows), of what was there before."""
+        self,
+        block: Block,
+        rows: slice,
+        product: np.ndarray,
+        share: np.ndarray | None = None,
+        factor: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Add the product of a tile to `share`, (..., rows), of what was there before.
+
+        Return `factor`, (..., rows), times the sum, which is kept.
+        """
         after = block.of(self._after)[..., rows, :]
-        if self._first:
-            if self._moves:
-                after[...] = product
-            return
-        before = block.of(self._before)[..., rows, :]
-        if share is not None:
-            before *= share[..., None]
-        np.add(before, product, out=after)
+        if not self._first:
+            before = block.of(self._before)[..., rows, :]
+            if share is not None:
+                before *= share[..., None]
+            np.add(before, product, out=after)
+        elif self._moves:
+            after[...] = product
+        if factor is not None:
+            after *= factor[..., None]
+        return after
 
     @property
     def left(self) -> list[tuple[np.ndarray, np.ndarray]]:

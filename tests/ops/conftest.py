@@ -47,6 +47,7 @@ BLOCKS = [
     *PIECES,
     (weights, "_FEWEST_KEYS", 3),
     (lengths, "_KEYS_OF_CHANNEL", 0),
+    (lengths, "_KEYS_OF_SUM", 0),
     (lengths, "_CHUNK_BYTES", 96),
     (backward, "_KEYS_OF_RANGE", 3),
     (backward, "_DELTA_BYTES", 96),
@@ -67,12 +68,13 @@ LIMITS = {
         (medium, "_CHANNELS", 2),
         *TRANSPOSED,
     ],
-    # One image after the other, each among all threads, and its queries as they are.
+    # One image after the other, each among all threads; its queries as they are, and no sums.
     "groups": [
         *BLOCKS,
         *TRANSPOSED,
         (plan, "GROUP_BYTES", 1),
         (lengths, "_KEYS_OF_CHANNEL", 1 << 30),
+        (lengths, "_KEYS_OF_SUM", 1 << 30),
     ],
 }
 
