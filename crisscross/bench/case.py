@@ -240,10 +240,14 @@ class Case:
             answer = self._ask(entry.path, "compute", form=entry.form, name=name, folder=place)
             results = read_arrays(Path(place), answer["dtypes"])
         verdict = self._compare(entry, name, results, self.expecting.result())
-        entry.passes[name].errors = {
-            output: error if math.isfinite(error) else None
-            for output, error in verdict.errors.items()
-        }
+        errors = entry.passes[name].errors
+        for output, error in verdict.errors.items():
+            # The largest of all processes; of what is not finite there is no number.
+            largest = errors.get(output, 0.0)
+            if largest is None or not math.isfinite(error):
+                errors[output] = None
+            else:
+                errors[output] = max(largest, error)
         if verdict.reason is not None:
             raise _RefusalError(verdict.reason)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from crisscross.cpu.copies import write_back
@@ -45,28 +48,19 @@ def attention_forward(
         elif plan.small:
             attend_small(problem, plan, crew, *group, out[images], lse[images])
         else:
-            _attend_strips(problem, plan, crew, *group, out[images], lse[images])
+            make = partial(_Forward, problem, plan, crew, *group)
+            _attend_strips(make, out[images], lse[images])
 
     plan.run(problem.batch, attend)
 
 
-def _attend_strips(
-    problem: AttentionProblem,
-    plan: Plan,
-    crew: Crew,
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    key_mask: np.ndarray | None,
-    out: np.ndarray,
-    lse: np.ndarray,
-) -> None:
-    """Fill `out` and `lse` of a group of images; arrays are (N, heads, *S[, D])."""
-    if _Forward(problem, plan, crew, q, k, v, key_mask, out, lse).run():
+def _attend_strips(make: Callable[..., _Forward], out: np.ndarray, lse: np.ndarray) -> None:
+    """Fill `out` and `lse` of a group of images, for which it may take a second attempt."""
+    if make(out, lse).run():
         return
     # Sums of large values, or values that are not finite: what can be is a mean again.
     again = np.empty_like(out)
-    careful = _Forward(problem, plan, crew, q, k, v, key_mask, again, lse)
+    careful = make(again, lse)
     careful.judgement = careful.judgement._replace(gentle=None)
     careful.run()
     np.copyto(out, again, where=~np.isfinite(out))
@@ -111,6 +105,8 @@ class _Forward:
         self.peak, self.total = (
             workspace.reuse(name, lse.shape, plan.dtype) for name in ("peak", "total")
         )
+        #: Positions whose values are added up before they are divided by the total.
+        self.summed = workspace.reuse("summed", lse.shape, bool)
 
     def run(self) -> bool:
         """Fill out and lse; return whether all sums that were gentle are finite."""
@@ -126,9 +122,9 @@ class _Forward:
         dtype, spatial_ndim = self.plan.dtype, self.q.ndim - 3
         first, last = axis == self.axes[0], axis == self.axes[-1]
         skips_self = not (first and self.include_self)
-        q, k, v, peak, total = (
+        q, k, v, peak, total, summed = (
             lay_along(x, axis, spatial_ndim)
-            for x in (self.q, self.k, self.v, self.peak, self.total)
+            for x in (self.q, self.k, self.v, self.peak, self.total, self.summed)
         )
         mask = None if self.key_mask is None else lay_along(self.key_mask, axis, spatial_ndim)
         judgement = self.judgement.lay(total.shape[:-1])
@@ -155,7 +151,12 @@ class _Forward:
                     q_tile, keys, self.scale, seen, weights, skipped=skipped, judgement=known
                 )
                 state = block.of(peak)[..., rows], block.of(total)[..., rows]
-                rest, factor = take_in(*state, part_peak, part_total, known.gentle, first=first)
+                sums = None
+                if known.gentle is not None:
+                    sums = block.of(summed)[..., rows]
+                    if first:
+                        np.logical_and(known.gentle[..., None], part_total >= 1, out=sums)
+                rest, factor = take_in(*state, part_peak, part_total, sums, first=first)
                 if factor is not None:
                     weights *= factor[..., None]
                 mean = self.mean.lend(block, rows, workspace)
@@ -165,11 +166,11 @@ class _Forward:
                     # Weights of zero, but the values may be NaN.
                     mean[part_total == 0] = 0
                 whole = None
-                if last and known.gentle is not None:
-                    whole = np.where(known.gentle[..., None], invert(state[1]), 1)
+                if last and sums is not None:
+                    whole = np.where(sums, invert(state[1]), 1)
                 found = self.mean.add(block, rows, mean, rest, whole)
-                if whole is not None and not np.isfinite(found).all():
-                    self.spilled = True
+                if last and sums is not None and not np.isfinite(found).all():
+                    self.spilled |= bool((sums & ~np.isfinite(found).all(axis=-1)).any())
 
         self.mean.open_axis(axis)
         self.crew.run(tasks, attend)

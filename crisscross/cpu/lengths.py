@@ -21,8 +21,8 @@ from crisscross.problem import AttentionProblem
 _KEYS_OF_CHANNEL = 4
 #: Fewest keys for each channel of the values, if sums are to be divided and not the weights.
 _KEYS_OF_SUM = 3
-#: Largest scale of queries, and of the inverse. A scaled query of tame energies is far from the
-#: largest float, as no length of a key counts as nothing.
+#: Largest scale of queries, and of the inverse. A scaled query that is finite and has tame energies
+#: is far from the largest float, as no length of a key counts as nothing.
 _LARGEST_SCALE = 1e30
 #: Bytes that are scaled at a time.
 _CHUNK_BYTES = 1 << 20
@@ -73,7 +73,12 @@ def _scale(given: np.ndarray, q: np.ndarray, factor: np.ndarray, crew: Crew) -> 
     factors = spread(factor.astype(q.dtype), q.shape)
 
     def scale(rows: slice, _: Workspace) -> None:
-        np.multiply(q[:, :, rows], factors[:, :, rows], out=scaled[:, :, rows])
+        part, by = q[:, :, rows], factors[:, :, rows]
+        if not np.isfinite(part).all():
+            # Beside what is not finite, which has no length, what is finite is to stay so.
+            limit = np.finfo(q.dtype).max / 2 / np.abs(by)
+            part = np.where(np.isfinite(part), np.clip(part, -limit, limit), part)
+        np.multiply(part, by, out=scaled[:, :, rows])
 
     count = q.shape[2]
     crew.run(cut(count, max(1, _CHUNK_BYTES * count // q.nbytes)), scale)

@@ -61,8 +61,8 @@ class Judgement(NamedTuple):
         Where energies are tame, the queries are scaled so that these come as exponents of it. None,
         if no query is.
     gentle
-        Where they are so small that weighted values may be added up over all axes before they are
-        divided by the total. None, if that is not worth while.
+        Where they are so small that sums of weighted values are not infinite, unless values are
+        large. None, if nothing is gained by sums.
     """
 
     tame: np.ndarray | None = None

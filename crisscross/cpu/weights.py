@@ -13,8 +13,9 @@ from crisscross.cpu.strips import find_diagonal
 
 #: Largest energies of which exp is taken as they are: the sum of 1e9 of them still is a float32.
 TAME_ENERGY = 64.0
-#: Largest of which weighted values are added up as they are. Of values near the smallest float such
-#: a sum, divided by its total, is off by less than that float; where it is infinite, it shows.
+#: Largest of which weighted values are added up as they are, if the weights of the first axis add
+#: up to 1 or more. So no more is lost below the smallest normal float than of a mean; where a sum
+#: is infinite, it shows.
 GENTLE_ENERGY = 16.0
 #: Fewest keys for that: of one alone, log exp e has less digits than e.
 _FEWEST_KEYS = 16
@@ -131,17 +132,17 @@ def take_in(
     total: np.ndarray,
     part_peak: np.ndarray | None,
     part_total: np.ndarray,
-    gentle: np.ndarray | None,
+    sums: np.ndarray | None,
     *,
     first: bool,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Write the `first` part to `peak` and `total`, or `join` another; return what that returns.
 
-    Shares are None that are 1: of nothing there was before, and in strips that are `gentle` (...),
-    whose sum is to be divided in the end.
+    Shares are None that are 1: of nothing there was before, and in rows whose `sums` are to be
+    divided in the end.
     """
     rest: np.ndarray | None = None
-    summed = gentle is not None and gentle.all()
+    summed = sums is not None and sums.all()
     if first:
         peak[...], total[...] = 0 if part_peak is None else part_peak, part_total
     elif summed:
@@ -152,10 +153,9 @@ def take_in(
         factor = invert(part_total)
     else:
         rest, factor = join(peak, total, part_peak, part_total)
-    if gentle is None:
+    if sums is None:
         return rest, factor
-    rest = None if rest is None else np.where(gentle[..., None], 1, rest)
-    return rest, np.where(gentle[..., None], 1, factor)
+    return None if rest is None else np.where(sums, 1, rest), np.where(sums, 1, factor)
 
 
 def join(

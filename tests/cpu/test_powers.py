@@ -50,7 +50,8 @@ def power(request, monkeypatch):
     chosen = {"e": powers.POWER_OF_E, "2": powers.POWER_OF_2}[request.param]
 
     def compute(exponents, out=None):
-        assert np.abs(exponents).max(initial=0) <= 64 * chosen.unit * (1 + 1e-5)
+        finite = np.abs(exponents[np.isfinite(exponents)])
+        assert finite.max(initial=0) <= 64 * chosen.unit * (1 + 1e-5)
         seen.append(exponents.size)
         return chosen.compute(exponents, out=out)
 
@@ -117,6 +118,24 @@ def test_nothing_is_scaled_that_would_come_near_the_largest_float(power, q, k, s
     oracle = crisscross.criss_cross_attention(*wide, backend="reference", **options)
     for result, expected in zip(found, oracle, strict=True):
         np.testing.assert_allclose(result, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, -2.0, 1e10])
+def test_what_is_finite_stays_so_beside_what_is_not(power, scale):
+    """Such a vector has no length that would tell how far it may be scaled."""
+    case = make_case((24, 180), head_size_qk=2, head_size_v=8)
+    q, k = case.q / np.float32(scale), np.abs(case.k) + np.float32(0.1)
+    q[0, :, 3, 7] = [-np.copysign(np.inf, scale), 3e38]
+    q[0, :, 5, 9] = [np.copysign(np.inf, scale), -3e38]
+    options = {"scale": scale, "return_lse": True}
+    out, lse = crisscross.criss_cross_attention(q, k, case.v, backend="cpu", **options)
+    assert power
+    wide = [x.astype(np.float64) for x in (q, k, case.v)]
+    with np.errstate(all="ignore"):
+        expected = crisscross.criss_cross_attention(*wide, backend="reference", **options)
+    assert np.isneginf(lse[0, 0, 3, 7]) and (out[0, :, 3, 7] == 0).all()
+    np.testing.assert_allclose(out, expected[0], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(lse, expected[1], rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(

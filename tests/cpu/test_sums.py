@@ -147,10 +147,47 @@ def test_a_sum_that_is_too_large_is_a_mean_again(divided, options, channel_axis)
     np.testing.assert_allclose(result[1][finite], expected[1][finite], rtol=2e-5, atol=2e-5)
 
 
-def test_small_values_lose_less_than_the_smallest_float():
-    case = make_case(SPATIAL, head_size_qk=3, head_size_v=5, energy_peak=15.0)
-    tiny = np.finfo(np.float32).tiny
-    v = (case.v * (8 * tiny)).astype(np.float32)
-    (found, _), (expected, _) = attend(case.q, case.k, v), attend_exactly(case.q, case.k, v)
-    assert np.abs(expected).max() > tiny
-    assert np.abs(found - expected).max() < tiny
+@pytest.mark.parametrize("size", [1e-37, 1e-36, 1e-34, 1e-30])
+@pytest.mark.parametrize("energy", [-15.9, -6.0, 0.0, 15.9])
+def test_small_values_lose_no_more_than_by_means(size, energy):
+    """Also where all weights are small: they are not added up as they are."""
+    case = make_case(SPATIAL, head_size_qk=1, head_size_v=5)
+    q, k = np.full_like(case.q, energy), np.ones_like(case.k)
+    v = case.v * np.float32(size)
+    exact, _ = attend_exactly(q, k, v)
+    errors = [
+        np.sqrt(np.mean((attend(q, k, v, key_mask=mask)[0] - exact) ** 2))
+        for mask in (None, np.ones((1, *SPATIAL), bool))
+    ]
+    assert errors[0] <= 4 * errors[1] + 1e-7 * np.sqrt(np.mean(exact**2))
+
+
+def test_rows_whose_weights_are_small_are_means(divided):
+    """Those of the first axis decide, and each row for itself."""
+    case = make_case(SPATIAL, head_size_qk=1, head_size_v=5)
+    q, k = np.full_like(case.q, -8.0), np.ones_like(case.k)
+    attend(q, k, case.v)
+    assert divided and not any(number for number, _ in divided)
+    usual = attend(np.ones_like(q), k, case.v)[0]
+    divided.clear()
+    q[0, 0, :, 1:] = 1
+    mixed = attend(q, k, case.v)[0]
+    assert any(number for number, _ in divided)
+    np.testing.assert_array_equal(mixed[..., 1:], usual[..., 1:])
+
+
+@pytest.mark.parametrize(("name", "times"), [("q", 1), ("v", 2)])
+def test_only_values_that_are_not_finite_take_a_second_attempt(monkeypatch, name, times):
+    case = make_case(SPATIAL, head_size_qk=3, head_size_v=5, energy_peak=8.0)
+    arrays = {each: getattr(case, each).copy() for each in ("q", "k", "v")}
+    arrays[name][0, 1, 3, 7] = np.nan
+    runs = []
+
+    class Counted(forward._Forward):
+        def run(self):
+            runs.append(self.judgement.gentle is not None)
+            return super().run()
+
+    monkeypatch.setattr(forward, "_Forward", Counted)
+    attend(*arrays.values())
+    assert runs == [True, False][:times]
