@@ -169,8 +169,11 @@ class _Forward:
                 if last and sums is not None:
                     whole = np.where(sums, invert(state[1]), 1)
                 found = self.mean.add(block, rows, mean, rest, whole)
-                if last and sums is not None and not np.isfinite(found).all():
-                    self.spilled |= bool((sums & ~np.isfinite(found).all(axis=-1)).any())
+                if whole is None or np.isfinite(found).all():
+                    continue
+                if (sums & ~np.isfinite(found).all(axis=-1)).any():
+                    # Only ever set: another thread may have found one as well.
+                    self.spilled = True
 
         self.mean.open_axis(axis)
         self.crew.run(tasks, attend)

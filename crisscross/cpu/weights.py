@@ -71,9 +71,7 @@ def exponentiate(
     """
     tame = judgement.tame
     if tame is not None and tame.all():
-        judgement.raise_powers(energies)
-        for diagonal in diagonals:
-            diagonal[...] = 0
+        _exponentiate_unshifted(energies, diagonals, judgement)
         return None
     for diagonal in diagonals:
         diagonal[...] = -np.inf
@@ -84,6 +82,14 @@ def exponentiate(
     energies -= (np.where(keyless, 0, peak) if keyless.any() else peak)[..., None]
     judgement.raise_powers(energies)
     return peak
+
+
+def _exponentiate_unshifted(
+    energies: np.ndarray, diagonals: Sequence[np.ndarray], judgement: Judgement
+) -> None:
+    judgement.raise_powers(energies)
+    for diagonal in diagonals:
+        diagonal[...] = 0
 
 
 def may_be_tame(keys: int) -> bool:
@@ -145,12 +151,12 @@ def take_in(
     summed = sums is not None and sums.all()
     if first:
         peak[...], total[...] = 0 if part_peak is None else part_peak, part_total
+        if summed:
+            return None, None
+        factor = invert(part_total)
     elif summed:
         total += part_total
-    if summed:
         return None, None
-    if first:
-        factor = invert(part_total)
     else:
         rest, factor = join(peak, total, part_peak, part_total)
     if sums is None:
@@ -230,9 +236,7 @@ def _normalise_calm(energies: np.ndarray, diagonals: Sequence[np.ndarray], lse: 
     These are the bits that other energies get, by half as many steps: no total of `_FEWEST_KEYS` is
     zero or infinite.
     """
-    np.exp(energies, out=energies)
-    for diagonal in diagonals:
-        diagonal[...] = 0
+    _exponentiate_unshifted(energies, diagonals, Judgement())
     total = energies @ _make_ones(energies.shape[-1], energies.dtype)
     np.log(total, out=lse)
     energies *= np.reciprocal(total)[..., None]

@@ -9,8 +9,6 @@ import crisscross
 from crisscross.cpu import forward, lengths, medium, plan, powers
 from crisscross.testing import make_case
 
-FLOAT32 = np.dtype(np.float32)
-
 
 def report(target):
     """What NumPy says of its loops."""
