@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 import crisscross.ops.call
 from crisscross.bridge import allocate
+from crisscross.cpu.plan import make_plan
 from crisscross.gpu.tuned import VARIABLE
 from tests.support.properties import ASKED_FOR, EXAMPLES, FEWEST_A_LAW, FEWEST_A_RUN
 
@@ -45,6 +46,13 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
         return array
 
     monkeypatch.setattr(crisscross.ops.call, "allocate", allocate_poisoned)
+
+
+@pytest.fixture(autouse=True)
+def forgotten_plans() -> None:
+    """Let no test meet a plan, or a kit, that was made under limits another one had changed."""
+    make_plan.cache_clear()
+    crisscross.clear_workspace()
 
 
 def _runs_everything(config: pytest.Config) -> bool:

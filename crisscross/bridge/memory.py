@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from functools import cache
 from typing import Any
@@ -32,7 +33,8 @@ def allocate(shape: tuple[int, ...], dtype: Any, like: np.ndarray | None = None)
     """
     dtype = np.dtype(dtype)
     raw = np.empty(math.prod(shape) * dtype.itemsize + ALIGNMENT, np.uint8)
-    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    # NumPy's own ways to tell an address take as long as all else here.
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(raw.data)) % ALIGNMENT
     # A broadcast axis has no place in memory that could be followed.
     if like is None or like.flags.c_contiguous or 0 in like.strides:
         return np.ndarray(shape, dtype, raw, start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,23 @@ from crisscross.problem import ArraySpec
 def describe(array: Any) -> Description | None:
     if not isinstance(array, np.ndarray):
         return None
-    spec = ArraySpec(array.shape, name_dtype(array.dtype))
-    return Description(spec, "cpu", _find_obstacle(array))
-
-
-def _find_obstacle(array: np.ndarray) -> Obstacle | None:
     if isinstance(array, np.ma.MaskedArray):
-        return Obstacle(
+        obstacle = Obstacle(
             "a plain array; pass x.filled(0) and, for keys, key_mask=~mask", "a masked array"
         )
-    dtype = array.dtype
+        return Description(ArraySpec(array.shape, name_dtype(array.dtype)), "cpu", obstacle)
+    try:
+        return _describe_plain(array.shape, array.dtype)
+    except TypeError:  # strings whose placeholder cannot be hashed
+        return _describe_plain.__wrapped__(array.shape, array.dtype)
+
+
+@lru_cache
+def _describe_plain(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Description:
+    return Description(ArraySpec(shape, name_dtype(dtype)), "cpu", _find_obstacle(dtype))
+
+
+def _find_obstacle(dtype: np.dtype[Any]) -> Obstacle | None:
     if not dtype.isnative:
         order = "big" if dtype.str.startswith(">") else "little"
         return Obstacle(
@@ -37,7 +45,7 @@ def _find_obstacle(array: np.ndarray) -> Obstacle | None:
 
 
 def to_numpy(array: np.ndarray) -> np.ndarray:
-    return array.view(np.ndarray)
+    return array if type(array) is np.ndarray else array.view(np.ndarray)
 
 
 def from_numpy(array: np.ndarray, _like: Any) -> np.ndarray:

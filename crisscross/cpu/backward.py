@@ -8,6 +8,7 @@ import numpy as np
 
 from crisscross.cpu.copies import convert, fits, write_back
 from crisscross.cpu.crew import Crew
+from crisscross.cpu.kits import differentiate_prepared
 from crisscross.cpu.plan import Plan, make_plan
 from crisscross.cpu.products import multiply, suit_pieces
 from crisscross.cpu.small import differentiate_small
@@ -53,7 +54,9 @@ def attention_backward(
         optional = [None if x is None else x[images] for x in (dlse, mask)]
         statistics = lse[images], optional[0], optional[1]
         group = [x[images] for x in arrays]
-        if plan.small:
+        if plan.prepared:
+            differentiate_prepared(problem, plan, *statistics, *group)
+        elif plan.small:
             differentiate_small(problem, plan, crew, *statistics, *group)
         else:
             _Backward(problem, plan, crew, *statistics, *group).run()

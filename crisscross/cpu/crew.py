@@ -44,21 +44,13 @@ class Crew:
 
 
 @contextmanager
-def gather_crew(*, alone: bool) -> Iterator[Crew]:
-    """Gather as many threads as the policy allows, and hold BLAS to one under each of them.
-
-    With `alone` the caller works on its own, and BLAS is left as it is: for a problem so small
-    that it would be done before the others have begun.
-    """
-    with Workspace() as workspace:
-        if alone:
-            yield Crew(1, workspace)
-            return
-        with hold_blas() as threads:
-            yield Crew(threads, workspace)
+def gather_crew() -> Iterator[Crew]:
+    """Gather as many threads as the policy allows, and hold BLAS to one under each of them."""
+    with Workspace() as workspace, hold_blas() as threads:
+        yield Crew(threads, workspace)
 
 
 def run_images(batch: int, work: Callable[[int], None]) -> None:
     """Run `work` on the number of each image."""
-    with np.errstate(all="ignore"), gather_crew(alone=False) as crew:
+    with np.errstate(all="ignore"), gather_crew() as crew:
         crew.run(list(range(batch)), lambda image, _: work(image))

@@ -9,6 +9,7 @@ import numpy as np
 
 from crisscross.cpu.copies import write_back
 from crisscross.cpu.crew import Crew
+from crisscross.cpu.kits import attend_prepared
 from crisscross.cpu.lengths import convert_and_judge
 from crisscross.cpu.medium import attend_medium
 from crisscross.cpu.plan import Plan, make_plan
@@ -45,6 +46,8 @@ def attention_forward(
         group = (q[images], k[images], v[images], None if mask is None else mask[images])
         if medium:
             attend_medium(problem, plan, crew, *group, out[images], lse[images])
+        elif plan.prepared:
+            attend_prepared(problem, plan, *group, out[images], lse[images])
         elif plan.small:
             attend_small(problem, plan, crew, *group, out[images], lse[images])
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from crisscross.cpu.crew import Crew, gather_crew
 from crisscross.cpu.strips import TILE_BYTES, cut
 from crisscross.cpu.threads import get_num_threads
+from crisscross.cpu.workspace import Workspace
 from crisscross.problem import AttentionProblem
 
 #: Most operations and bytes of energies, along all axes, of a small image, and most operations of
@@ -24,6 +26,8 @@ SMALL_CALL_FLOPS = 2e7
 MEDIUM_IMAGE_BYTES = 1 << 23
 MEDIUM_HEAD_SIZE = 128
 MEDIUM_POSITIONS = 1 << 15
+#: Most bytes of the largest operand and the energies of a call for which memory is prepared.
+PREPARED_BYTES = 1 << 18
 #: Bytes of energies of a group of small images.
 SMALL_GROUP_BYTES = 1 << 19
 #: Up to these sizes OpenBLAS multiplies on one thread by itself.
@@ -49,6 +53,8 @@ class Plan:
         channels are innermost in memory.
     alone
         Whether the call is not worth a second thread.
+    prepared
+        Whether it is so small that memory and all its views are prepared for the next of its kind.
     image_bytes, energy_bytes
         Size of an image's largest operand, and of its energies along all axes.
     """
@@ -57,12 +63,19 @@ class Plan:
     small: bool
     medium: bool
     alone: bool
+    prepared: bool
     image_bytes: int
     energy_bytes: int
 
     def run(self, batch: int, work: Callable[[slice, Crew], None]) -> None:
         """Run `work` on each group of images, with the crew that serves it."""
-        with np.errstate(all="ignore"), gather_crew(alone=self.alone) as crew:
+        if self.alone:
+            # BLAS is left as it is: with problems so small it starts no threads.
+            with np.errstate(all="ignore"), Workspace() as workspace:
+                for group in self.group_small(batch, 1):
+                    work(group, Crew(1, workspace))
+            return
+        with np.errstate(all="ignore"), gather_crew() as crew:
             even = batch % crew.threads == 0 or batch >= 4 * crew.threads
             if self.small:
                 groups = self.group_small(batch, crew.threads)
@@ -92,6 +105,8 @@ def describe_plan(problem: AttentionProblem) -> str:
         way = f"small images: by whole arrays, each on one of {_name_threads(threads)}"
         if threads == 1:
             way = "small images: by whole arrays, on the caller's thread"
+        if plan.prepared:
+            way += ", in memory prepared by the first such call"
     else:
         threads = get_num_threads()
         way = f"in tiles of {TILE_BYTES >> 10} KiB of energies on {_name_threads(threads)}"
@@ -105,11 +120,12 @@ def _name_threads(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads, BLAS held to one under each"
 
 
+@lru_cache
 def make_plan(problem: AttentionProblem) -> Plan:
     """Plan a problem, forward or backward."""
     dtype = np.dtype(problem.compute_dtype)
     if 0 in (problem.batch, *problem.spatial):
-        return Plan(dtype, True, False, True, image_bytes=0, energy_bytes=0)
+        return Plan(dtype, True, False, True, False, image_bytes=0, energy_bytes=0)
     positions = problem.heads * math.prod(problem.spatial)
     lengths = [problem.spatial[axis] for axis in problem.axes]
     keys = sum(lengths)
@@ -129,4 +145,5 @@ def make_plan(problem: AttentionProblem) -> Plan:
         and problem.head_size_v >= MEDIUM_HEAD_SIZE
         and math.prod(problem.spatial) <= MEDIUM_POSITIONS
     )
-    return Plan(dtype, small, medium, alone, image_bytes, energy_bytes)
+    prepared = alone and problem.batch * (image_bytes + energy_bytes) <= PREPARED_BYTES
+    return Plan(dtype, small, medium, alone, prepared, image_bytes, energy_bytes)

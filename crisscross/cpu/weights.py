@@ -114,7 +114,8 @@ def find_tame(energies: np.ndarray) -> np.ndarray:
 
 def are_calm(energies: np.ndarray) -> bool:
     """Whether all energies are tame and finite, so that there is nothing to look after."""
-    return bool(energies.max() <= TAME_ENERGY and energies.min() >= -TAME_ENERGY)
+    flat = energies.reshape(-1, copy=False)
+    return bool(flat.max() <= TAME_ENERGY and flat.min() >= -TAME_ENERGY)
 
 
 def sum_weights(weights: np.ndarray, tame: np.ndarray | None) -> np.ndarray:
@@ -221,7 +222,7 @@ def normalise(
             return None
         tame = find_tame(energies)
     peak = exponentiate(energies, diagonals, Judgement(tame))
-    total = sum_weights(energies, tame)
+    total = sum_weights(_view_rows(energies), tame).reshape(lse.shape)
     np.log(total, out=lse)
     if peak is not None:
         lse += peak
@@ -237,9 +238,15 @@ def _normalise_calm(energies: np.ndarray, diagonals: Sequence[np.ndarray], lse: 
     zero or infinite.
     """
     _exponentiate_unshifted(energies, diagonals, Judgement())
-    total = energies @ _make_ones(energies.shape[-1], energies.dtype)
-    np.log(total, out=lse)
-    energies *= np.reciprocal(total)[..., None]
+    rows = _view_rows(energies)
+    total = rows @ _make_ones(rows.shape[-1], rows.dtype)
+    np.log(total.reshape(lse.shape), out=lse)
+    rows *= np.reciprocal(total)[..., None]
+
+
+def _view_rows(energies: np.ndarray) -> np.ndarray:
+    """View all energies of images, (N, ..., keys), as (N, rows, keys): one product for an image."""
+    return energies.reshape(len(energies), -1, energies.shape[-1], copy=False)
 
 
 def clear(array: np.ndarray, positions: np.ndarray) -> np.ndarray:

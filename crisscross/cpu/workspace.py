@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 import os
 import threading
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, Protocol
 
 import numpy as np
 
-#: Most bytes kept between calls, in all.
-KEPT_BYTES = 256 << 20
+#: Most bytes kept between calls: of buffers, and of kits.
+KEPT_BYTES, KEPT_KIT_BYTES = 240 << 20, 16 << 20
 _ALIGNMENT = 64
+
+
+class Kit(Protocol):
+    """Scratch and its views, prepared for one kind of call."""
+
+    kind: Hashable
+    nbytes: int
 
 
 class _Pool:
@@ -19,6 +27,9 @@ class _Pool:
         self.lock = threading.Lock()
         #: Oldest first.
         self.free: list[np.ndarray] = []
+        #: By what they are made for.
+        self.kits: dict[Hashable, list[Any]] = {}
+        self.kit_bytes = 0
 
     def take(self, size: int) -> np.ndarray:
         """Return an aligned buffer: the smallest that is large enough, or a fresh one."""
@@ -33,6 +44,28 @@ class _Pool:
         raw = np.empty(size + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         return raw[start : start + size]
+
+    def take_kit(self, kind: Hashable) -> Any:
+        """Return a kit of that kind, or None."""
+        with self.lock:
+            kits = self.kits.get(kind)
+            if not kits:
+                return None
+            kit = kits.pop()
+            self.kit_bytes -= kit.nbytes
+            return kit
+
+    def put_back_kit(self, kit: Kit) -> None:
+        with self.lock:
+            if self.kit_bytes + kit.nbytes > KEPT_KIT_BYTES:
+                self.drop_kits()
+            self.kits.setdefault(kit.kind, []).append(kit)
+            self.kit_bytes += kit.nbytes
+
+    def drop_kits(self) -> None:
+        """Drop all, for which the lock is held: to find the oldest would cost every call."""
+        self.kits.clear()
+        self.kit_bytes = 0
 
     def put_back(self, buffers: list[np.ndarray]) -> None:
         with self.lock:
@@ -57,6 +90,17 @@ def clear_workspace() -> None:
     """
     with _pool.lock:
         _pool.free.clear()
+        _pool.drop_kits()
+
+
+def take_kit(kind: Hashable) -> Any:
+    """Return a kit of that kind that was kept, or None; it is the caller's until it is kept."""
+    return _pool.take_kit(kind)
+
+
+def keep_kit(kit: Kit) -> None:
+    """Keep a kit for the next call of its kind."""
+    _pool.put_back_kit(kit)
 
 
 class Workspace:

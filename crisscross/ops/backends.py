@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -163,6 +164,12 @@ def choose_backend(function: str, device: str, backend: str | None, library: str
     BackendError
         If the backend asked for, or every one that could be chosen, refuses; says why.
     """
+    # Whether a GPU serves may change; what serves arrays on the CPU does not.
+    choose = _choose_once if device == "cpu" else _choose
+    return choose(function, device, backend, library)
+
+
+def _choose(function: str, device: str, backend: str | None, library: str) -> Choice:
     candidates = _AUTOMATIC if backend is None else (backend,)
     refusals: list[tuple[str, str]] = []
     chosen: str | None = None
@@ -190,6 +197,10 @@ def choose_backend(function: str, device: str, backend: str | None, library: str
     return Choice(chosen, reason, tuple(refusals))
 
 
+_choose_once = lru_cache(_choose)
+
+
+@cache
 def load_backend(name: str) -> Backend:
     """Import a backend."""
     return cast(Backend, import_module(f"crisscross.{name}"))

@@ -132,9 +132,11 @@ class Call:
         views: dict[str, np.ndarray] = {}
         for name, array in self.arrays.items():
             view = share(self.findings, name, array, adapter)
-            if view is not None:
+            if view is None:
+                continue
+            if view is not array:
                 self._hold_to_spec(name, view.shape, name_dtype(view.dtype))
-                views[name] = view
+            views[name] = view
         self.findings.raise_if_any()
         for output in outputs:
             like = None if output.like is None else views[output.like]

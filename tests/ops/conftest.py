@@ -1,4 +1,4 @@
-"""All ways of the `cpu` backend: tiny and small images as a whole, by channels, and by blocks."""
+"""All ways of the `cpu` backend: whole images, prepared, tiny and small; channels; and blocks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ BLOCKS = [
     (backward, "_DELTA_BYTES", 96),
 ]
 LIMITS = {
-    "tiny": [],
+    "prepared": [],
+    "tiny": [(plan, "PREPARED_BYTES", 0)],
     "small": [
         (small, "TINY_BYTES", 0),
         *ROOMY,
@@ -90,7 +91,7 @@ def cpu_path(request, monkeypatch):
     """Compute the small problems of the tests in one of the ways, whatever their size."""
     for module, name, value in LIMITS[request.param]:
         monkeypatch.setattr(module, name, value)
-    if request.param != "tiny":
+    if request.param not in ("prepared", "tiny"):
         crisscross.set_num_threads(3 if request.param == "groups" else 2)
     yield
     crisscross.set_num_threads(None)

@@ -25,7 +25,8 @@ def test_the_text():
         "call           directly",
         "backend        cpu: the first that serves cpu memory",
         "algorithm      matmul along strips, merged by log-sum-exp; "
-        "no attention map outlives the call; small images: by whole arrays, on the caller's thread",
+        "no attention map outlives the call; small images: by whole arrays, "
+        "on the caller's thread, in memory prepared by the first such call",
         "precision      tf32 asked for, IEEE float32 delivered",
         "not gpu        it serves arrays in CUDA memory, and these are on cpu",
         "not reference  it serves only when asked for by name: backend='reference'",
@@ -45,7 +46,8 @@ def test_one_axis_merges_nothing():
     explanation = crisscross.explain(Q, Q, V, axes=(0,))
     assert explanation.algorithm == (
         "matmul along strips; no attention map outlives the call; "
-        "small images: by whole arrays, on the caller's thread"
+        "small images: by whole arrays, on the caller's thread, "
+        "in memory prepared by the first such call"
     )
 
 
@@ -117,20 +119,21 @@ def test_arrays_on_two_devices_are_named():
         crisscross.criss_cross_attention(Elsewhere(), Elsewhere(), Further())
 
 
+ALONE = "small images: by whole arrays, on the caller's thread"
 ON = "threads, BLAS held to one under each"
 
 
 @pytest.mark.parametrize(
     ("spatial", "batch", "threads", "way"),
     [
-        ((16, 16), 1, 2, "small images: by whole arrays, on the caller's thread"),
+        ((16, 16), 1, 2, f"{ALONE}, in memory prepared by the first such call"),
         (
             (16, 16),
             500,
             2,
             f"small images: by whole arrays, each on one of 2 {ON}",
         ),
-        ((64, 64), 1, 2, "small images: by whole arrays, on the caller's thread"),
+        ((64, 64), 1, 2, ALONE),
         ((64, 64), 3, 8, f"small images: by whole arrays, each on one of 3 {ON}"),
         (
             (97, 97),

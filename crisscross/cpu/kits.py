@@ -1,0 +1,238 @@
+"""The smallest calls: their memory, and all views of it, wait for the next call of their kind.
+
+NumPy takes as long to make arrays and views of that size as to compute with them. So inputs are
+copied, channels last, to memory that was seen from all sides when it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+
+import numpy as np
+
+from crisscross.cpu.plan import Plan
+from crisscross.cpu.powers import multiply_by
+from crisscross.cpu.products import multiply
+from crisscross.cpu.strips import lay_along, view_diagonal
+from crisscross.cpu.weights import compute_delta, differentiate, normalise
+from crisscross.cpu.workspace import keep_kit, take_kit
+from crisscross.problem import AttentionProblem
+
+
+def attend_prepared(
+    problem: AttentionProblem,
+    plan: Plan,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    key_mask: np.ndarray | None,
+    out: np.ndarray,
+    lse: np.ndarray,
+) -> None:
+    """Fill `out` and `lse`; arrays are (N, heads, *S[, D])."""
+    kit = take_kit((_ForwardKit, problem)) or _ForwardKit(problem, plan)
+    kit.attend(q, k, v, key_mask, out, lse)
+    keep_kit(kit)
+
+
+def differentiate_prepared(
+    problem: AttentionProblem,
+    plan: Plan,
+    lse: np.ndarray,
+    dlse: np.ndarray | None,
+    key_mask: np.ndarray | None,
+    dout: np.ndarray,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    out: np.ndarray,
+    dq: np.ndarray,
+    dk: np.ndarray,
+    dv: np.ndarray,
+) -> None:
+    """Fill `dq`, `dk` and `dv`; arrays are (N, heads, *S[, D])."""
+    kit = take_kit((_BackwardKit, problem)) or _BackwardKit(problem, plan)
+    kit.differentiate(lse, dlse, key_mask, dout, q, k, v, out, dq, dk, dv)
+    keep_kit(kit)
+
+
+class _Side:
+    """Views of a kit along an axis.
+
+    Attributes
+    ----------
+    axis, excluded
+        The axis, and what `multiply` is to exclude along it.
+    of, turned
+        Strips of features, (N, heads, *others, L, D), energies, (N, heads, *others, L, L), and
+        products by name; and each with its last two axes swapped.
+    products
+        The products as they lie, (N, heads, *S, D).
+    """
+
+    def __init__(
+        self,
+        axis: int,
+        excluded: int | None,
+        laid: Mapping[str, np.ndarray],
+        products: Mapping[str, np.ndarray],
+    ) -> None:
+        self.axis, self.excluded, self.products = axis, excluded, products
+        self.of = laid
+        self.turned = {name: strips.swapaxes(-1, -2) for name, strips in laid.items()}
+
+
+class _Kit:
+    """Memory and its views for a problem.
+
+    Attributes
+    ----------
+    kind
+        What can be done with it.
+    nbytes
+        Its size.
+    """
+
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        plan: Plan,
+        copies: Mapping[str, int],
+        energies: Iterable[str],
+        products: Mapping[str, int],
+    ) -> None:
+        """Take memory by name: `copies` and `products` of heads of such sizes, and energies."""
+        self.kind: Hashable = type(self), problem
+        self.scale = problem.scale
+        places = (problem.batch, problem.heads, *problem.spatial)
+        lengths = [problem.spatial[axis] for axis in problem.axes]
+
+        def take(size: int) -> np.ndarray:
+            return np.empty((*places, size), plan.dtype)
+
+        self.copies = {name: take(size) for name, size in copies.items()}
+        #: Of all axes, side by side.
+        self.energies = {name: take(sum(lengths)) for name in energies}
+        self.sides: list[_Side] = []
+        start = 0
+        for axis, length in zip(problem.axes, lengths, strict=True):
+            keys = slice(start, start := start + length)
+            parts = {name: array[..., keys] for name, array in self.energies.items()}
+            results = {name: take(size) for name, size in products.items()}
+            laid = {
+                name: lay_along(array, axis, len(problem.spatial))
+                for name, array in (self.copies | parts | results).items()
+            }
+            owns_self = not self.sides and problem.include_self
+            self.sides.append(_Side(axis, None if owns_self else 0, laid, results))
+        #: The energies of positions with themselves, along axes that exclude them.
+        self.diagonals = [
+            view_diagonal(side.of[name])
+            for side in self.sides
+            for name in self.energies
+            if side.excluded is not None
+        ]
+        memory = [*self.copies.values(), *self.energies.values()]
+        memory += [array for side in self.sides for array in side.products.values()]
+        self.nbytes = sum(array.nbytes for array in memory)
+
+    def copy_in(self, key_mask: np.ndarray | None, **features: np.ndarray) -> None:
+        for name, array in features.items():
+            self.copies[name][...] = array
+        if key_mask is not None:
+            hidden = ~key_mask
+            self.copies["k"][hidden], self.copies["v"][hidden] = 0, 0
+
+    def compute_energies(self, key_mask: np.ndarray | None) -> None:
+        for side in self.sides:
+            np.matmul(side.of["q"], side.turned["k"], out=side.of["energies"])
+        multiply_by(self.energies["energies"], self.scale)
+        if key_mask is None:
+            return
+        for side in self.sides:
+            seen = lay_along(key_mask, side.axis, key_mask.ndim - 2)
+            np.copyto(side.of["energies"], -np.inf, where=~seen[..., None, :])
+
+    def add_up(self, name: str, target: np.ndarray, scale: float = 1.0) -> None:
+        """Fill an output with the sum of its products along all axes, times `scale`."""
+        total = self.sides[0].products[name]
+        for side in self.sides[1:]:
+            total += side.products[name]
+        multiply_by(total, scale)
+        target[...] = total
+
+
+class _ForwardKit(_Kit):
+    def __init__(self, problem: AttentionProblem, plan: Plan) -> None:
+        qk, v = problem.head_size_qk, problem.head_size_v
+        super().__init__(problem, plan, {"q": qk, "k": qk, "v": v}, ["energies"], {"out": v})
+
+    def attend(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        key_mask: np.ndarray | None,
+        out: np.ndarray,
+        lse: np.ndarray,
+    ) -> None:
+        """Fill `out` and `lse`."""
+        self.copy_in(key_mask, q=q, k=k, v=v)
+        self.compute_energies(key_mask)
+        weights = self.energies["energies"]
+        keyless = normalise(weights, self.diagonals, lse, judged=key_mask is None)
+        for side in self.sides:
+            multiply(side.of["energies"], side.of["v"], side.of["out"], excluded=side.excluded)
+        self.add_up("out", out)
+        if keyless is not None and keyless.any():
+            # Weights of zero, but the values may be NaN.
+            out[keyless] = 0
+
+
+class _BackwardKit(_Kit):
+    def __init__(self, problem: AttentionProblem, plan: Plan) -> None:
+        qk, v = problem.head_size_qk, problem.head_size_v
+        copies = {"q": qk, "k": qk, "v": v, "dout": v, "out": v}
+        products = {"dq": qk, "dk": qk, "dv": v}
+        super().__init__(problem, plan, copies, ["energies", "denergies"], products)
+
+    def differentiate(
+        self,
+        lse: np.ndarray,
+        dlse: np.ndarray | None,
+        key_mask: np.ndarray | None,
+        dout: np.ndarray,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        out: np.ndarray,
+        dq: np.ndarray,
+        dk: np.ndarray,
+        dv: np.ndarray,
+    ) -> None:
+        """Fill `dq`, `dk` and `dv`."""
+        self.copy_in(key_mask, q=q, k=k, v=v, dout=dout, out=out)
+        delta = compute_delta(self.copies["dout"], self.copies["out"], dlse)
+        keyless = lse == -np.inf
+        some_keyless = keyless.any()
+        if some_keyless:
+            # Such a position has no gradient, whatever its q, dout and dlse hold.
+            self.copies["q"][keyless], self.copies["dout"][keyless] = 0, 0
+        self.compute_energies(key_mask)
+        for side in self.sides:
+            np.matmul(side.of["dout"], side.turned["v"], out=side.of["denergies"])
+        differentiate(
+            self.energies["energies"], self.energies["denergies"], lse, delta, self.diagonals
+        )
+        for side in self.sides:
+            laid, turned, excluded = side.of, side.turned, side.excluded
+            multiply(laid["denergies"], laid["k"], laid["dq"], excluded=excluded)
+            multiply(turned["denergies"], laid["q"], laid["dk"], excluded=excluded)
+            multiply(turned["energies"], laid["dout"], laid["dv"], excluded=excluded)
+        self.add_up("dq", dq, self.scale)
+        self.add_up("dk", dk, self.scale)
+        self.add_up("dv", dv)
+        if some_keyless:
+            dq[keyless] = 0
+        if key_mask is not None:
+            dk[~key_mask], dv[~key_mask] = 0, 0
