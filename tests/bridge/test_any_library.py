@@ -288,3 +288,22 @@ def test_subclasses_keep_their_memory(tmp_path):
     out = crisscross.criss_cross_attention(mapped, mapped, mapped)
     assert type(out) is np.ndarray
     np.testing.assert_array_equal(out, crisscross.criss_cross_attention(Q, Q, Q))
+
+
+class Particular(np.ndarray):
+    """A subclass that lets nobody compute with it."""
+
+    __array_ufunc__ = None
+
+    def __getitem__(self, place):
+        raise AssertionError("taken apart as what it is")
+
+
+@pytest.mark.parametrize("size", [None, (97, 61)], ids=["small", "large"])
+def test_subclasses_have_no_say(size):
+    plain = Q if size is None else np.ones((1, 4, *size), np.float32)
+    q = plain.view(Particular)
+    out, lse = crisscross.criss_cross_attention(q, q, q, return_lse=True)
+    gradients = crisscross.criss_cross_attention_backward(q, q, q, q, out.view(Particular), lse)
+    assert {type(array) for array in (out, lse, *gradients)} == {np.ndarray}
+    np.testing.assert_array_equal(out, crisscross.criss_cross_attention(plain, plain, plain))

@@ -103,6 +103,22 @@ def test_cuda_arrays_get_a_reason(monkeypatch):
     assert "cpu: it serves arrays in CPU memory, and these are on cuda:0" in message
 
 
+def test_a_gpu_that_comes_back_is_found(monkeypatch):
+    """Whether it serves is asked anew for each call."""
+    monkeypatch.setattr(gpu, "find_unavailability", lambda device: f"{device} is on holiday")
+    with pytest.raises(crisscross.BackendError):
+        backends.choose_backend("explain", "cuda:0", None, "elsewhere")
+    for reason in (None, "on holiday again", None):
+        monkeypatch.setattr(gpu, "find_unavailability", lambda _, reason=reason: reason)
+        assert backends.find_refusal("gpu", "cuda:0", "elsewhere") == reason
+        if reason is None:
+            choice = backends.choose_backend("explain", "cuda:0", None, "elsewhere")
+            assert choice.backend == "gpu"
+        else:
+            with pytest.raises(crisscross.BackendError, match=reason):
+                backends.choose_backend("explain", "cuda:0", None, "elsewhere")
+
+
 def test_arrays_of_two_libraries_are_named():
     with pytest.raises(
         TypeError, match=r"k: expected an array of elsewhere like q, got an array of numpy"
