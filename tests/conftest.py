@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 import crisscross.ops.call
 from crisscross.bridge import allocate
-from crisscross.cpu.plan import make_plan
+from crisscross.cpu.plan import recall_plan
 from crisscross.gpu.tuned import VARIABLE
 from tests.support.properties import ASKED_FOR, EXAMPLES, FEWEST_A_LAW, FEWEST_A_RUN
 
@@ -51,7 +51,7 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def forgotten_plans() -> None:
     """Let no test meet a plan, or a kit, that was made under limits another one had changed."""
-    make_plan.cache_clear()
+    recall_plan.cache_clear()
     crisscross.clear_workspace()
 
 

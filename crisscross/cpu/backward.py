@@ -9,7 +9,7 @@ import numpy as np
 from crisscross.cpu.copies import convert, fits, write_back
 from crisscross.cpu.crew import Crew
 from crisscross.cpu.kits import differentiate_prepared
-from crisscross.cpu.plan import Plan, make_plan
+from crisscross.cpu.plan import Plan, recall_plan
 from crisscross.cpu.products import multiply, suit_pieces
 from crisscross.cpu.small import differentiate_small
 from crisscross.cpu.strips import Block, Task, cut, cut_tasks, find_diagonal, lay_along
@@ -43,7 +43,7 @@ def attention_backward(
     """Fill `dq`, `dk` and `dv`; the axis that comes first owns self, the others skip it."""
     if dv.size == 0:
         return
-    plan = make_plan(problem)
+    plan = recall_plan(problem)
     arrays = [
         split_heads(x, problem.heads, problem.channel_axis)
         for x in (dout, q, k, v, out, dq, dk, dv)

@@ -12,7 +12,7 @@ from crisscross.cpu.crew import Crew
 from crisscross.cpu.kits import attend_prepared
 from crisscross.cpu.lengths import convert_and_judge
 from crisscross.cpu.medium import attend_medium
-from crisscross.cpu.plan import Plan, make_plan
+from crisscross.cpu.plan import Plan, recall_plan
 from crisscross.cpu.products import multiply, suit_pieces
 from crisscross.cpu.small import attend_small
 from crisscross.cpu.strips import Task, cut_tasks, fits_tile, lay_along
@@ -35,7 +35,7 @@ def attention_forward(
     """Fill `out` and `lse`; the axis that comes first owns self, the others skip it."""
     if out.size == 0:
         return
-    plan = make_plan(problem)
+    plan = recall_plan(problem)
     q, k, v, out = (split_heads(x, problem.heads, problem.channel_axis) for x in (q, k, v, out))
     mask = None if key_mask is None else np.broadcast_to(key_mask[:, None], lse.shape)
 

@@ -15,7 +15,7 @@ from crisscross.cpu.powers import multiply_by
 from crisscross.cpu.products import multiply
 from crisscross.cpu.strips import lay_along, view_diagonal
 from crisscross.cpu.weights import compute_delta, differentiate, normalise
-from crisscross.cpu.workspace import keep_kit, take_kit
+from crisscross.cpu.workspace import find_shelf
 from crisscross.problem import AttentionProblem
 
 
@@ -30,9 +30,10 @@ def attend_prepared(
     lse: np.ndarray,
 ) -> None:
     """Fill `out` and `lse`; arrays are (N, heads, *S[, D])."""
-    kit = take_kit((_ForwardKit, problem)) or _ForwardKit(problem, plan)
-    kit.attend(q, k, v, key_mask, out, lse)
-    keep_kit(kit)
+    shelf = find_shelf(_name_kind(_ForwardKit, problem, plan))
+    kit: _ForwardKit = shelf.take() or _ForwardKit(problem, plan)
+    kit.attend(problem.scale, q, k, v, key_mask, out, lse)
+    shelf.put_back(kit)
 
 
 def differentiate_prepared(
@@ -51,9 +52,25 @@ def differentiate_prepared(
     dv: np.ndarray,
 ) -> None:
     """Fill `dq`, `dk` and `dv`; arrays are (N, heads, *S[, D])."""
-    kit = take_kit((_BackwardKit, problem)) or _BackwardKit(problem, plan)
-    kit.differentiate(lse, dlse, key_mask, dout, q, k, v, out, dq, dk, dv)
-    keep_kit(kit)
+    shelf = find_shelf(_name_kind(_BackwardKit, problem, plan))
+    kit: _BackwardKit = shelf.take() or _BackwardKit(problem, plan)
+    kit.differentiate(problem.scale, lse, dlse, key_mask, dout, q, k, v, out, dq, dk, dv)
+    shelf.put_back(kit)
+
+
+def _name_kind(kit: type[_Kit], problem: AttentionProblem, plan: Plan) -> Hashable:
+    """Name all that a kit follows from; not what may change from call to call, as a scale may."""
+    return (
+        kit,
+        problem.batch,
+        problem.heads,
+        problem.head_size_qk,
+        problem.head_size_v,
+        problem.spatial,
+        problem.axes,
+        problem.include_self,
+        plan.dtype,
+    )
 
 
 class _Side:
@@ -83,15 +100,7 @@ class _Side:
 
 
 class _Kit:
-    """Memory and its views for a problem.
-
-    Attributes
-    ----------
-    kind
-        What can be done with it.
-    nbytes
-        Its size.
-    """
+    """Memory and its views for problems of one kind."""
 
     def __init__(
         self,
@@ -102,8 +111,6 @@ class _Kit:
         products: Mapping[str, int],
     ) -> None:
         """Take memory by name: `copies` and `products` of heads of such sizes, and energies."""
-        self.kind: Hashable = type(self), problem
-        self.scale = problem.scale
         places = (problem.batch, problem.heads, *problem.spatial)
         lengths = [problem.spatial[axis] for axis in problem.axes]
 
@@ -132,9 +139,6 @@ class _Kit:
             for name in self.energies
             if side.excluded is not None
         ]
-        memory = [*self.copies.values(), *self.energies.values()]
-        memory += [array for side in self.sides for array in side.products.values()]
-        self.nbytes = sum(array.nbytes for array in memory)
 
     def copy_in(self, key_mask: np.ndarray | None, **features: np.ndarray) -> None:
         for name, array in features.items():
@@ -143,10 +147,10 @@ class _Kit:
             hidden = ~key_mask
             self.copies["k"][hidden], self.copies["v"][hidden] = 0, 0
 
-    def compute_energies(self, key_mask: np.ndarray | None) -> None:
+    def compute_energies(self, scale: float, key_mask: np.ndarray | None) -> None:
         for side in self.sides:
             np.matmul(side.of["q"], side.turned["k"], out=side.of["energies"])
-        multiply_by(self.energies["energies"], self.scale)
+        multiply_by(self.energies["energies"], scale)
         if key_mask is None:
             return
         for side in self.sides:
@@ -169,6 +173,7 @@ class _ForwardKit(_Kit):
 
     def attend(
         self,
+        scale: float,
         q: np.ndarray,
         k: np.ndarray,
         v: np.ndarray,
@@ -178,7 +183,7 @@ class _ForwardKit(_Kit):
     ) -> None:
         """Fill `out` and `lse`."""
         self.copy_in(key_mask, q=q, k=k, v=v)
-        self.compute_energies(key_mask)
+        self.compute_energies(scale, key_mask)
         weights = self.energies["energies"]
         keyless = normalise(weights, self.diagonals, lse, judged=key_mask is None)
         for side in self.sides:
@@ -198,6 +203,7 @@ class _BackwardKit(_Kit):
 
     def differentiate(
         self,
+        scale: float,
         lse: np.ndarray,
         dlse: np.ndarray | None,
         key_mask: np.ndarray | None,
@@ -218,7 +224,7 @@ class _BackwardKit(_Kit):
         if some_keyless:
             # Such a position has no gradient, whatever its q, dout and dlse hold.
             self.copies["q"][keyless], self.copies["dout"][keyless] = 0, 0
-        self.compute_energies(key_mask)
+        self.compute_energies(scale, key_mask)
         for side in self.sides:
             np.matmul(side.of["dout"], side.turned["v"], out=side.of["denergies"])
         differentiate(
@@ -229,8 +235,8 @@ class _BackwardKit(_Kit):
             multiply(laid["denergies"], laid["k"], laid["dq"], excluded=excluded)
             multiply(turned["denergies"], laid["q"], laid["dk"], excluded=excluded)
             multiply(turned["energies"], laid["dout"], laid["dv"], excluded=excluded)
-        self.add_up("dq", dq, self.scale)
-        self.add_up("dk", dk, self.scale)
+        self.add_up("dq", dq, scale)
+        self.add_up("dk", dk, scale)
         self.add_up("dv", dv)
         if some_keyless:
             dq[keyless] = 0

@@ -13,7 +13,7 @@ import numpy as np
 from crisscross.cpu.crew import Crew, gather_crew
 from crisscross.cpu.strips import TILE_BYTES, cut
 from crisscross.cpu.threads import get_num_threads
-from crisscross.cpu.workspace import Workspace
+from crisscross.cpu.workspace import KIT_BYTES, Workspace
 from crisscross.problem import AttentionProblem
 
 #: Most operations and bytes of energies, along all axes, of a small image, and most operations of
@@ -26,8 +26,6 @@ SMALL_CALL_FLOPS = 2e7
 MEDIUM_IMAGE_BYTES = 1 << 23
 MEDIUM_HEAD_SIZE = 128
 MEDIUM_POSITIONS = 1 << 15
-#: Most bytes of the largest operand and the energies of a call for which memory is prepared.
-PREPARED_BYTES = 1 << 18
 #: Bytes of energies of a group of small images.
 SMALL_GROUP_BYTES = 1 << 19
 #: Up to these sizes OpenBLAS multiplies on one thread by itself.
@@ -120,7 +118,6 @@ def _name_threads(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads, BLAS held to one under each"
 
 
-@lru_cache
 def make_plan(problem: AttentionProblem) -> Plan:
     """Plan a problem, forward or backward."""
     dtype = np.dtype(problem.compute_dtype)
@@ -145,5 +142,14 @@ def make_plan(problem: AttentionProblem) -> Plan:
         and problem.head_size_v >= MEDIUM_HEAD_SIZE
         and math.prod(problem.spatial) <= MEDIUM_POSITIONS
     )
-    prepared = alone and problem.batch * (image_bytes + energy_bytes) <= PREPARED_BYTES
+    # Of the backward: what `kits` copies, all energies and their gradients, and the products.
+    axes, qk, v = len(lengths), problem.head_size_qk, problem.head_size_v
+    of_position = 2 * qk + 3 * v + 2 * keys + axes * (2 * qk + v)
+    kit_bytes = problem.batch * positions * of_position * dtype.itemsize
+    prepared = alone and kit_bytes <= KIT_BYTES
     return Plan(dtype, small, medium, alone, prepared, image_bytes, energy_bytes)
+
+
+#: `make_plan` for calls: to look a problem up takes less. `explain` does not, for compilers that
+#: trace it do not follow a cache.
+recall_plan = lru_cache(make_plan)

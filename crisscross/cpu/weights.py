@@ -222,7 +222,7 @@ def normalise(
             return None
         tame = find_tame(energies)
     peak = exponentiate(energies, diagonals, Judgement(tame))
-    total = sum_weights(_view_rows(energies), tame).reshape(lse.shape)
+    total = sum_weights(energies, tame)
     np.log(total, out=lse)
     if peak is not None:
         lse += peak
@@ -238,15 +238,9 @@ def _normalise_calm(energies: np.ndarray, diagonals: Sequence[np.ndarray], lse: 
     zero or infinite.
     """
     _exponentiate_unshifted(energies, diagonals, Judgement())
-    rows = _view_rows(energies)
-    total = rows @ _make_ones(rows.shape[-1], rows.dtype)
-    np.log(total.reshape(lse.shape), out=lse)
-    rows *= np.reciprocal(total)[..., None]
-
-
-def _view_rows(energies: np.ndarray) -> np.ndarray:
-    """View all energies of images, (N, ..., keys), as (N, rows, keys): one product for an image."""
-    return energies.reshape(len(energies), -1, energies.shape[-1], copy=False)
+    total = energies @ _make_ones(energies.shape[-1], energies.dtype)
+    np.log(total, out=lse)
+    energies *= np.reciprocal(total)[..., None]
 
 
 def clear(array: np.ndarray, positions: np.ndarray) -> np.ndarray:

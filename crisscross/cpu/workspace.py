@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Hashable
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-#: Most bytes kept between calls: of buffers, and of kits.
-KEPT_BYTES, KEPT_KIT_BYTES = 240 << 20, 16 << 20
+#: Most bytes kept between calls, beside kits.
+KEPT_BYTES = 192 << 20
+#: Most kinds of kits that are kept, the last ones used; how many of each; and the bytes of one.
+_KINDS, _KITS_OF_KIND = 32, 2
+KIT_BYTES = 1 << 20
 _ALIGNMENT = 64
-
-
-class Kit(Protocol):
-    """Scratch and its views, prepared for one kind of call."""
-
-    kind: Hashable
-    nbytes: int
 
 
 class _Pool:
@@ -27,9 +25,6 @@ class _Pool:
         self.lock = threading.Lock()
         #: Oldest first.
         self.free: list[np.ndarray] = []
-        #: By what they are made for.
-        self.kits: dict[Hashable, list[Any]] = {}
-        self.kit_bytes = 0
 
     def take(self, size: int) -> np.ndarray:
         """Return an aligned buffer: the smallest that is large enough, or a fresh one."""
@@ -44,28 +39,6 @@ class _Pool:
         raw = np.empty(size + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         return raw[start : start + size]
-
-    def take_kit(self, kind: Hashable) -> Any:
-        """Return a kit of that kind, or None."""
-        with self.lock:
-            kits = self.kits.get(kind)
-            if not kits:
-                return None
-            kit = kits.pop()
-            self.kit_bytes -= kit.nbytes
-            return kit
-
-    def put_back_kit(self, kit: Kit) -> None:
-        with self.lock:
-            if self.kit_bytes + kit.nbytes > KEPT_KIT_BYTES:
-                self.drop_kits()
-            self.kits.setdefault(kit.kind, []).append(kit)
-            self.kit_bytes += kit.nbytes
-
-    def drop_kits(self) -> None:
-        """Drop all, for which the lock is held: to find the oldest would cost every call."""
-        self.kits.clear()
-        self.kit_bytes = 0
 
     def put_back(self, buffers: list[np.ndarray]) -> None:
         with self.lock:
@@ -90,17 +63,33 @@ def clear_workspace() -> None:
     """
     with _pool.lock:
         _pool.free.clear()
-        _pool.drop_kits()
+    find_shelf.cache_clear()
 
 
-def take_kit(kind: Hashable) -> Any:
-    """Return a kit of that kind that was kept, or None; it is the caller's until it is kept."""
-    return _pool.take_kit(kind)
+class Shelf:
+    """Kits of one kind that nobody uses: scratch and its views, prepared for calls of that kind.
+
+    Without a lock: each step is one of the interpreter's, also where a signal interrupts a call.
+    """
+
+    def __init__(self) -> None:
+        self._kits: deque[Any] = deque(maxlen=_KITS_OF_KIND)
+
+    def take(self) -> Any:
+        """Return a kit, which is the caller's until it is put back, or None."""
+        try:
+            return self._kits.pop()
+        except IndexError:
+            return None
+
+    def put_back(self, kit: object) -> None:
+        self._kits.append(kit)
 
 
-def keep_kit(kit: Kit) -> None:
-    """Keep a kit for the next call of its kind."""
-    _pool.put_back_kit(kit)
+@lru_cache(_KINDS)
+def find_shelf(_kind: Hashable) -> Shelf:
+    """Find the kits of a kind."""
+    return Shelf()
 
 
 class Workspace:

@@ -164,12 +164,6 @@ def choose_backend(function: str, device: str, backend: str | None, library: str
     BackendError
         If the backend asked for, or every one that could be chosen, refuses; says why.
     """
-    # Whether a GPU serves may change; what serves arrays on the CPU does not.
-    choose = _choose_once if device == "cpu" else _choose
-    return choose(function, device, backend, library)
-
-
-def _choose(function: str, device: str, backend: str | None, library: str) -> Choice:
     candidates = _AUTOMATIC if backend is None else (backend,)
     refusals: list[tuple[str, str]] = []
     chosen: str | None = None
@@ -197,7 +191,14 @@ def _choose(function: str, device: str, backend: str | None, library: str) -> Ch
     return Choice(chosen, reason, tuple(refusals))
 
 
-_choose_once = lru_cache(_choose)
+def recall_choice(function: str, device: str, backend: str | None, library: str) -> Choice:
+    """Choose as `choose_backend`; on the CPU once, for what serves its arrays stays the same."""
+    choose = _choose_once if device == "cpu" else choose_backend
+    return choose(function, device, backend, library)
+
+
+#: Not in `choose_backend`: `explain` calls that, and compilers that trace it do not follow a cache.
+_choose_once = lru_cache(choose_backend)
 
 
 @cache

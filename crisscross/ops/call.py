@@ -20,7 +20,7 @@ from crisscross.bridge import (
 )
 from crisscross.dispatch import Adapter, Held, adapter_of, kind_of, library_of
 from crisscross.errors import Fault
-from crisscross.ops.backends import Backend, Choice, check_backend, choose_backend, load_backend
+from crisscross.ops.backends import Backend, Choice, check_backend, load_backend, recall_choice
 from crisscross.problem import ArraySpec, Findings
 from crisscross.view import find_strides
 
@@ -104,7 +104,7 @@ class Call:
     def choose(self) -> Choice:
         """Choose the backend, once the problem has been checked."""
         library = library_of(self._example)
-        return choose_backend(self.findings.function, self.device, self.backend, library)
+        return recall_choice(self.findings.function, self.device, self.backend, library)
 
     def fill(
         self, outputs: Sequence[Output], run: Callable[[Backend, Views], None]

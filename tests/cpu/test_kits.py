@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+import textwrap
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,18 +32,28 @@ def run(case):
     return run_axial(case) if len(case.problem.axes) == 1 else run_whole(case)
 
 
-def list_kits():
-    return list(itertools.chain(*workspace._pool.kits.values()))
+def assert_same_bits(actual, expected):
+    for name, value in expected.items():
+        assert actual[name].tobytes() == value.tobytes(), name
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Note all kits that are made."""
+    found = []
+
+    def note(self, *arguments):
+        found.append(self)
+        make(self, *arguments)
+
+    make = kits._Kit.__init__
+    monkeypatch.setattr(kits._Kit, "__init__", note)
+    return found
 
 
 def list_arrays(kit):
     products = itertools.chain(*(side.products.values() for side in kit.sides))
     return [*kit.copies.values(), *kit.energies.values(), *products]
-
-
-def assert_same_bits(actual, expected):
-    for name, value in expected.items():
-        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case.problem.spatial} {case.problem.dtype}")
@@ -47,85 +62,136 @@ def case(request):
     return request.param
 
 
-def test_the_bits_are_those_of_any_tiny_image(case, monkeypatch):
+def test_the_bits_are_those_of_any_tiny_image(case, made, monkeypatch):
     prepared = run(case)
-    monkeypatch.setattr(plan, "PREPARED_BYTES", 0)
-    plan.make_plan.cache_clear()
-    assert not plan.make_plan(case.problem).prepared
+    assert len(made) == 2
+    monkeypatch.setattr(plan, "KIT_BYTES", 0)
+    plan.recall_plan.cache_clear()
     assert_same_bits(run(case), prepared)
+    assert len(made) == 2
 
 
-def test_bits_are_those_of_a_batch_for_which_nothing_is_prepared():
+def test_bits_are_those_of_a_batch_for_which_nothing_is_prepared(made):
     """Also of images whose energies have to be shifted, beside some whose have not."""
     many = make_case((15, 17), batch=40, head_size_qk=4, head_size_v=32)
-    assert not plan.make_plan(many.problem).prepared
     q = many.q.copy()
     q[::2] *= 1e4
     batch = crisscross.criss_cross_attention(q, many.k, many.v)
+    assert not made
     for n in range(4):
         image = slice(n, n + 1)
         alone = crisscross.criss_cross_attention(q[image], many.k[image], many.v[image])
-        np.testing.assert_array_equal(alone, batch[image])
-    assert len(list_kits()) == 1
+        assert alone.tobytes() == batch[image].tobytes()
+    assert len(made) == 1
 
 
-def test_the_next_call_has_the_kit_of_the_last(case):
+def test_the_next_call_has_the_kit_of_the_last(case, made):
     expected = run(case)
-    forward, backward = list_kits()
-    assert (type(forward), type(backward)) == (kits._ForwardKit, kits._BackwardKit)
-    assert workspace._pool.kit_bytes == forward.nbytes + backward.nbytes
-    for kit in (forward, backward):
-        arrays = list_arrays(kit)
-        assert kit.nbytes == sum(array.nbytes for array in arrays)
-        for array in arrays:
-            array[...] = np.nan
+    for array in itertools.chain(*map(list_arrays, made)):
+        array[...] = np.nan
     assert_same_bits(run(case), expected)
-    assert list_kits() == [forward, backward]
-    assert workspace._pool.kit_bytes == forward.nbytes + backward.nbytes
+    assert [type(kit) for kit in made] == [kits._ForwardKit, kits._BackwardKit]
 
 
-def test_another_problem_of_the_same_shape_has_another_kit():
+def test_a_kit_is_as_large_as_planned(case, made, monkeypatch):
+    run(case)
+    size = sum(array.nbytes for array in list_arrays(made[-1]))
+    for limit, prepared in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(plan, "KIT_BYTES", limit)
+        assert plan.make_plan(case.problem).prepared is prepared
+
+
+def test_another_scale_needs_no_other_kit_and_other_axes_do(made):
     case = make_case((6, 7), head_size_v=8)
-    whole = crisscross.criss_cross_attention(case.q, case.k, case.v)
-    scaled = crisscross.criss_cross_attention(case.q, case.k, case.v, scale=0.5)
-    rows = crisscross.criss_cross_attention(case.q, case.k, case.v, axes=(1,))
-    assert len(list_kits()) == 3
-    assert not np.array_equal(whole, scaled) and not np.array_equal(whole, rows)
+    results = [
+        crisscross.criss_cross_attention(case.q, case.k, case.v, **options)
+        for options in ({}, {"scale": 0.5}, {"axes": (1,)})
+    ]
+    assert len(made) == 2
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(results, 2))
 
 
-def test_threads_at_the_same_problem_have_a_kit_each():
-    case = CASES[0]
-    expected = run(case)
-    with ThreadPoolExecutor(8) as pool:
-        for result in pool.map(lambda _: run(case), range(200)):
-            assert_same_bits(result, expected)
-    found = list_kits()
-    arrays = list(itertools.chain(*map(list_arrays, found)))
-    assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(arrays, 2))
-    assert workspace._pool.kit_bytes == sum(kit.nbytes for kit in found)
+def test_two_at_the_same_have_a_kit_each(made, monkeypatch):
+    both = threading.Barrier(2, timeout=60)
+    attend = kits._ForwardKit.attend
+
+    def attend_together(self, *arguments):
+        both.wait()
+        attend(self, *arguments)
+        both.wait()
+
+    monkeypatch.setattr(kits._ForwardKit, "attend", attend_together)
+    cases = [make_case((9, 8), head_size_v=16, seed=seed) for seed in range(2)]
+
+    def forward(case):
+        return crisscross.criss_cross_attention(case.q, case.k, case.v)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(forward, cases * 5))
+    assert len(made) == 2
+    monkeypatch.setattr(kits._ForwardKit, "attend", attend)
+    for case, result in zip(cases * 5, found, strict=True):
+        assert result.tobytes() == forward(case).tobytes()
+    first, second = map(list_arrays, made)
+    assert not any(np.shares_memory(a, b) for a, b in itertools.product(first, second))
 
 
-def test_outputs_are_no_memory_of_a_kit(case):
+def test_outputs_are_no_memory_of_a_kit(case, made):
     results = run(case)
-    for array in itertools.chain(*map(list_arrays, list_kits())):
+    for array in itertools.chain(*map(list_arrays, made)):
         assert not any(np.shares_memory(array, result) for result in results.values())
 
 
-def test_kits_are_dropped_before_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(workspace, "KEPT_KIT_BYTES", 150_000)
-    counts = []
-    for length in range(4, 16):
-        run(make_case((length, 9), head_size_v=8))
-        kept = sum(kit.nbytes for kit in list_kits())
-        assert workspace._pool.kit_bytes == kept <= 150_000
-        counts.append(len(list_kits()))
-    assert counts[:2] == [2, 4]
-    assert counts != sorted(counts)
+def test_few_are_kept():
+    shelf = workspace.find_shelf("kind")
+    for kit in range(10):
+        shelf.put_back(kit)
+    assert [shelf.take() for _ in range(3)] == [9, 8, None]
+    for kind in range(100):
+        workspace.find_shelf(kind).put_back(kind)
+    kept = [kind for kind in range(100) if workspace.find_shelf(kind).take() == kind]
+    assert len(kept) < 33
 
 
-def test_clearing():
-    run(CASES[0])
-    assert list_kits()
-    crisscross.clear_workspace()
-    assert not list_kits()
-    assert workspace._pool.kit_bytes == 0
+def test_clearing(made):
+    for expected in (2, 2, 4):
+        if expected == 4:
+            crisscross.clear_workspace()
+        run(CASES[0])
+        assert len(made) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no such signals")
+def test_a_signal_may_interrupt_a_call_and_make_one():
+    """Wherever it comes: it must not wait for what the interrupted call holds."""
+    program = """
+        import signal
+        import time
+        import crisscross
+        from crisscross.testing import make_case
+
+        case = make_case((4, 4))
+        counts = {"calls": 0, "signals": 0}
+        inside = False
+
+        def attend(name):
+            crisscross.criss_cross_attention(case.q, case.k, case.v)
+            counts[name] += 1
+
+        def interrupt(*_):
+            global inside
+            if not inside:
+                inside = True
+                attend("signals")
+                inside = False
+
+        attend("calls")  # NumPy imports what it needs, and must not be interrupted there
+        signal.signal(signal.SIGALRM, interrupt)
+        end = time.monotonic() + 2
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        while time.monotonic() < end:
+            attend("calls")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert min(counts.values()) > 100, counts
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)

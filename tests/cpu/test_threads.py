@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import crisscross
 from crisscross.cpu import plan, products, small, threads, weights
@@ -114,6 +115,19 @@ def test_an_image_is_not_judged_by_its_neighbours(monkeypatch, most_flops, most_
     np.testing.assert_array_equal(both[:1], alone)
 
 
+@pytest.mark.parametrize("spatial", [(16, 16), (61, 63), (62, 61), (64, 64)])
+def test_the_threads_of_blas_do_not_change_a_bit_of_calls_that_leave_it_alone(spatial):
+    case = make_case(spatial, head_size_qk=4, head_size_v=8)
+    assert plan.make_plan(case.problem).alone
+    results = []
+    for number in (1, 2):
+        with threadpool_limits(number):
+            results.append(run(case))
+    assert_same_bits(results[1], results[0])
+    many = [np.concatenate([x] * 16) for x in (case.q, case.k, case.v)]
+    np.testing.assert_array_equal(crisscross.criss_cross_attention(*many)[:1], results[0]["out"])
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.problem.spatial))
 def test_the_number_of_threads_does_not_change_a_bit(case):
     results = []
@@ -186,8 +200,6 @@ def test_blas_is_held_to_one_thread_as_long_as_anybody_is_at_work():
 
 def test_any_thread_can_hold_blas():
     """Also when another one, which still is there, was the first to set it."""
-    from threadpoolctl import threadpool_limits
-
     before = count_blas_threads()
     with threadpool_limits(limits=max(before), user_api="blas"):
         pass
@@ -205,8 +217,6 @@ def test_any_thread_can_hold_blas():
 
 
 def test_the_default_is_what_blas_is_set_to():
-    from threadpoolctl import threadpool_limits
-
     with threadpool_limits(limits=1, user_api="blas"):
         assert crisscross.get_num_threads() == 1
         with threads.hold_blas() as number:
@@ -302,8 +312,6 @@ def test_a_thread_that_cannot_be_started_is_done_without(monkeypatch):
 
 
 def test_a_wrong_environment_variable_leaves_nothing_behind(monkeypatch):
-    from threadpoolctl import threadpool_limits
-
     monkeypatch.setenv(threads.ENVIRONMENT_VARIABLE, "many")
     with pytest.raises(crisscross.ArgumentError), threads.hold_blas():
         pass

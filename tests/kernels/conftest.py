@@ -90,7 +90,7 @@ def device(
     if request.param == "gpu":
         require_gpu()
     found = EmulatedDevice() if request.param == "emulator" else CupyDevice()
-    monkeypatch.setattr(crisscross.ops.call, "choose_backend", _choose)
+    monkeypatch.setattr(crisscross.ops.call, "recall_choice", _choose)
     monkeypatch.setattr(native, "find_stream", lambda _array: None, raising=False)
     monkeypatch.setattr(native, "find_maker", lambda _like: None, raising=False)
     monkeypatch.setattr(native, "hold", found.hold, raising=False)

@@ -54,7 +54,7 @@ BLOCKS = [
 ]
 LIMITS = {
     "prepared": [],
-    "tiny": [(plan, "PREPARED_BYTES", 0)],
+    "tiny": [(plan, "KIT_BYTES", 0)],
     "small": [
         (small, "TINY_BYTES", 0),
         *ROOMY,

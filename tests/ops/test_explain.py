@@ -107,16 +107,16 @@ def test_a_gpu_that_comes_back_is_found(monkeypatch):
     """Whether it serves is asked anew for each call."""
     monkeypatch.setattr(gpu, "find_unavailability", lambda device: f"{device} is on holiday")
     with pytest.raises(crisscross.BackendError):
-        backends.choose_backend("explain", "cuda:0", None, "elsewhere")
+        backends.recall_choice("explain", "cuda:0", None, "elsewhere")
     for reason in (None, "on holiday again", None):
         monkeypatch.setattr(gpu, "find_unavailability", lambda _, reason=reason: reason)
         assert backends.find_refusal("gpu", "cuda:0", "elsewhere") == reason
         if reason is None:
-            choice = backends.choose_backend("explain", "cuda:0", None, "elsewhere")
+            choice = backends.recall_choice("explain", "cuda:0", None, "elsewhere")
             assert choice.backend == "gpu"
         else:
             with pytest.raises(crisscross.BackendError, match=reason):
-                backends.choose_backend("explain", "cuda:0", None, "elsewhere")
+                backends.recall_choice("explain", "cuda:0", None, "elsewhere")
 
 
 def test_arrays_of_two_libraries_are_named():

@@ -338,13 +338,13 @@ def test_autocast_casts_numbers_alone():
 def test_the_backend_is_handed_on(monkeypatch):
     """On every route that has one."""
     asked = []
-    choose = crisscross.ops.call.choose_backend
+    choose = crisscross.ops.call.recall_choice
 
     def watch(function, device, backend, library):
         asked.append(backend)
         return choose(function, device, backend, library)
 
-    monkeypatch.setattr(crisscross.ops.call, "choose_backend", watch)
+    monkeypatch.setattr(crisscross.ops.call, "recall_choice", watch)
     q = draw(1, 4, 3, 5).requires_grad_()
     out = crisscross.criss_cross_attention(q, q, q, backend="reference")
     out.sum().backward()

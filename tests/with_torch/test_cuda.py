@@ -41,7 +41,7 @@ def engines(monkeypatch):
         yield gpu.GpuBackend(opened[-1])
 
     monkeypatch.setattr(gpu, "open_device", open_device)
-    monkeypatch.setattr(crisscross.ops.call, "choose_backend", lambda *_: Choice("gpu", "", ()))
+    monkeypatch.setattr(crisscross.ops.call, "recall_choice", lambda *_: Choice("gpu", "", ()))
     current = SimpleNamespace(cuda_stream=1234)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: current)
     return opened
