@@ -7,14 +7,16 @@ copied, channels last, to memory that was seen from all sides when it was made.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from crisscross.cpu.copies import find_hidden
 from crisscross.cpu.plan import Plan
 from crisscross.cpu.powers import multiply_by
 from crisscross.cpu.products import multiply
 from crisscross.cpu.strips import lay_along, view_diagonal
-from crisscross.cpu.weights import compute_delta, differentiate, normalise
+from crisscross.cpu.weights import compute_delta, compute_energies, differentiate, normalise
 from crisscross.cpu.workspace import find_shelf
 from crisscross.problem import AttentionProblem
 
@@ -73,30 +75,17 @@ def _name_kind(kit: type[_Kit], problem: AttentionProblem, plan: Plan) -> Hashab
     )
 
 
-class _Side:
-    """Views of a kit along an axis.
+class _Side(NamedTuple):
+    """Views of a kit along an axis."""
 
-    Attributes
-    ----------
-    axis, excluded
-        The axis, and what `multiply` is to exclude along it.
-    of, turned
-        Strips of features, (N, heads, *others, L, D), energies, (N, heads, *others, L, L), and
-        products by name; and each with its last two axes swapped.
-    products
-        The products as they lie, (N, heads, *S, D).
-    """
-
-    def __init__(
-        self,
-        axis: int,
-        excluded: int | None,
-        laid: Mapping[str, np.ndarray],
-        products: Mapping[str, np.ndarray],
-    ) -> None:
-        self.axis, self.excluded, self.products = axis, excluded, products
-        self.of = laid
-        self.turned = {name: strips.swapaxes(-1, -2) for name, strips in laid.items()}
+    axis: int
+    #: What `multiply` is to exclude.
+    excluded: int | None
+    #: Strips of features, (N, heads, *others, L, D), energies, (N, heads, *others, L, L), and
+    #: products by name.
+    of: Mapping[str, np.ndarray]
+    #: The products as they lie, (N, heads, *S, D).
+    products: Mapping[str, np.ndarray]
 
 
 class _Kit:
@@ -141,21 +130,19 @@ class _Kit:
         ]
 
     def copy_in(self, key_mask: np.ndarray | None, **features: np.ndarray) -> None:
+        hidden = find_hidden(key_mask)
         for name, array in features.items():
-            self.copies[name][...] = array
-        if key_mask is not None:
-            hidden = ~key_mask
-            self.copies["k"][hidden], self.copies["v"][hidden] = 0, 0
+            copy = self.copies[name]
+            copy[...] = array
+            if name in hidden:
+                copy[hidden[name]] = 0
 
     def compute_energies(self, scale: float, key_mask: np.ndarray | None) -> None:
         for side in self.sides:
-            np.matmul(side.of["q"], side.turned["k"], out=side.of["energies"])
-        multiply_by(self.energies["energies"], scale)
-        if key_mask is None:
-            return
-        for side in self.sides:
-            seen = lay_along(key_mask, side.axis, key_mask.ndim - 2)
-            np.copyto(side.of["energies"], -np.inf, where=~seen[..., None, :])
+            seen = None
+            if key_mask is not None:
+                seen = lay_along(key_mask, side.axis, key_mask.ndim - 2)
+            compute_energies(side.of["q"], side.of["k"], scale, seen, side.of["energies"])
 
     def add_up(self, name: str, target: np.ndarray, scale: float = 1.0) -> None:
         """Fill an output with the sum of its products along all axes, times `scale`."""
@@ -226,15 +213,17 @@ class _BackwardKit(_Kit):
             self.copies["q"][keyless], self.copies["dout"][keyless] = 0, 0
         self.compute_energies(scale, key_mask)
         for side in self.sides:
-            np.matmul(side.of["dout"], side.turned["v"], out=side.of["denergies"])
+            values = side.of["v"].swapaxes(-1, -2)
+            np.matmul(side.of["dout"], values, out=side.of["denergies"])
         differentiate(
             self.energies["energies"], self.energies["denergies"], lse, delta, self.diagonals
         )
         for side in self.sides:
-            laid, turned, excluded = side.of, side.turned, side.excluded
-            multiply(laid["denergies"], laid["k"], laid["dq"], excluded=excluded)
-            multiply(turned["denergies"], laid["q"], laid["dk"], excluded=excluded)
-            multiply(turned["energies"], laid["dout"], laid["dv"], excluded=excluded)
+            laid, excluded = side.of, side.excluded
+            weights, denergies = laid["energies"], laid["denergies"]
+            multiply(denergies, laid["k"], laid["dq"], excluded=excluded)
+            multiply(denergies.swapaxes(-1, -2), laid["q"], laid["dk"], excluded=excluded)
+            multiply(weights.swapaxes(-1, -2), laid["dout"], laid["dv"], excluded=excluded)
         self.add_up("dq", dq, scale)
         self.add_up("dk", dk, scale)
         self.add_up("dv", dv)

@@ -114,8 +114,7 @@ def find_tame(energies: np.ndarray) -> np.ndarray:
 
 def are_calm(energies: np.ndarray) -> bool:
     """Whether all energies are tame and finite, so that there is nothing to look after."""
-    flat = energies.reshape(-1, copy=False)
-    return bool(flat.max() <= TAME_ENERGY and flat.min() >= -TAME_ENERGY)
+    return bool(energies.max() <= TAME_ENERGY and energies.min() >= -TAME_ENERGY)
 
 
 def sum_weights(weights: np.ndarray, tame: np.ndarray | None) -> np.ndarray:

@@ -11,4 +11,3 @@ import crisscross
 def default_policy():
     yield
     crisscross.set_num_threads(None)
-    crisscross.clear_workspace()
